@@ -1,0 +1,3 @@
+from vidkernels.cli import main
+
+main()
