@@ -14,9 +14,7 @@ def describe(value: object) -> str:
     return repr(value)
 
 
-def fail(
-    op: str, message: str, hint: str | None = None, error: type[Exception] = ValueError, **arguments
-) -> NoReturn:
+def fail(op: str, message: str, hint: str | None = None, error: type[Exception] = ValueError, **arguments) -> NoReturn:
     """Raise `op: message`, every argument on a line of its own, and a hint that says what to do."""
     width = max((len(name) for name in arguments), default=0)
     lines = [f"{op}: {message}"]
@@ -29,9 +27,7 @@ def fail(
 def is_tensor(op: str, name: str, value: object, axes: str) -> None:
     """`value` is a tensor with as many axes as `axes` names, e.g. "[B, N, D]"."""
     if not isinstance(value, torch.Tensor):
-        fail(
-            op, f"expected `{name}` to be a torch.Tensor {axes}, got {type(value).__name__}.", error=TypeError
-        )
+        fail(op, f"expected `{name}` to be a torch.Tensor {axes}, got {type(value).__name__}.", error=TypeError)
     if value.dim() != axes.count(",") + 1:
         fail(op, f"expected `{name}` of shape {axes}, got {list(value.shape)}.", **{name: value})
 

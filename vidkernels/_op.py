@@ -88,13 +88,9 @@ class Op:
         self._native_cuda = getattr(_native._C, f"{spec.name}_cuda", None)
         head, tail = spec.schema.rsplit(") ->", 1)
         separator = ", " if spec.arg_names else ""
-        _library.define(
-            f"{spec.name}{head}{separator}str? backend=None) ->{tail}", tags=(torch.Tag.pt2_compliant_tag,)
-        )
+        _library.define(f"{spec.name}{head}{separator}str? backend=None) ->{tail}", tags=(torch.Tag.pt2_compliant_tag,))
         _library.impl(spec.name, lambda *a: self.run(*self._split(a)), "CompositeExplicitAutograd")
-        torch.library.register_fake(
-            f"vidkernels::{spec.name}", lambda *a: spec.fake(*self._split(a)[0]), lib=_library
-        )
+        torch.library.register_fake(f"vidkernels::{spec.name}", lambda *a: spec.fake(*self._split(a)[0]), lib=_library)
         self.torch_op = getattr(torch.ops.vidkernels, spec.name).default
         self._plain_function = _plain_function(self)
         self._functorch_function = _functorch_function(self)
@@ -253,8 +249,7 @@ class Op:
             split = [o.reshape(size, batch, *o.shape[1:]) for o in _as_tuple(outputs)]
         else:
             each = [
-                _as_tuple(self._bare(*(a if d is None else a[i] for a, d in zip(moved, in_dims))))
-                for i in range(size)
+                _as_tuple(self._bare(*(a if d is None else a[i] for a, d in zip(moved, in_dims)))) for i in range(size)
             ]
             split = [torch.stack(column) for column in zip(*each)]
         if len(split) == 1:
@@ -268,9 +263,7 @@ class Op:
     def _autocast_cast(self, args: tuple, device: str) -> tuple:
         dtype = torch.float32 if self.spec.autocast == "float32" else torch.get_autocast_dtype(device)
         return tuple(
-            a.to(dtype)
-            if isinstance(a, _Tensor) and a.is_floating_point() and a.dtype is not torch.float64
-            else a
+            a.to(dtype) if isinstance(a, _Tensor) and a.is_floating_point() and a.dtype is not torch.float64 else a
             for a in args
         )
 
@@ -296,16 +289,12 @@ def _plain_function(op: Op) -> type[torch.autograd.Function]:
         op._setup_context(ctx, args, output)
         return output
 
-    return type(
-        f"{op.name}_plain", (torch.autograd.Function,), _methods(forward=forward, backward=op._backward)
-    )
+    return type(f"{op.name}_plain", (torch.autograd.Function,), _methods(forward=forward, backward=op._backward))
 
 
 def _functorch_function(op: Op) -> type[torch.autograd.Function]:
     """The composable one: torch.func.grad and vmap peel one level and come back to the op."""
-    methods = _methods(
-        forward=op._bare, setup_context=op._setup_context, backward=op._backward, vmap=op._vmap
-    )
+    methods = _methods(forward=op._bare, setup_context=op._setup_context, backward=op._backward, vmap=op._vmap)
     return type(f"{op.name}_functorch", (torch.autograd.Function,), methods)
 
 

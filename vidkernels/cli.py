@@ -8,9 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-app = typer.Typer(
-    help="vidkernels: kernels for video tokens and neural video representations.", no_args_is_help=True
-)
+app = typer.Typer(help="vidkernels: kernels for video tokens and neural video representations.", no_args_is_help=True)
 
 
 @app.callback()

@@ -22,14 +22,12 @@ class Check {
     const Tensor* tensor;
   };
   /// All defined tensors must lie on one device of `device_type`.
-  Check(const char* op, int device_type, std::initializer_list<Named> tensors)
-      : op_(op) {
+  Check(const char* op, int device_type, std::initializer_list<Named> tensors) : op_(op) {
     for (const Named& n : tensors) tensors_[count_++] = n;
     const Tensor* first = nullptr;
     for (const Named& n : tensors) {
       if (!n.tensor->defined()) continue;
-      if (n.tensor->device_type() != device_type ||
-          (first && first->device_id() != n.tensor->device_id()))
+      if (n.tensor->device_type() != device_type || (first && first->device_id() != n.tensor->device_id()))
         fail("expected `" + std::string(n.name) + "` on " + (device_type == kDLCPU ? "the CPU" : "one CUDA device") +
              ", got " + n.tensor->device_text() + ".");
       if (!first) first = n.tensor;

@@ -35,7 +35,8 @@ class GpuLaunch {
     std::vector<::simt::Range> ranges;
     for (const Buffer& b : buffers)
       if (b.tensor->defined() && b.tensor->span_bytes() > 0)
-        ranges.push_back({b.tensor->data(), size_t(b.tensor->span_bytes()), b.use != Buffer::out, b.use != Buffer::in, b.name});
+        ranges.push_back(
+            {b.tensor->data(), size_t(b.tensor->span_bytes()), b.use != Buffer::out, b.use != Buffer::in, b.name});
     ::simt::begin_op(op, ranges.data(), int(ranges.size()));
 #else
     const Tensor* first = nullptr;
@@ -50,7 +51,10 @@ class GpuLaunch {
   GpuLaunch& operator=(const GpuLaunch&) = delete;
   ~GpuLaunch() {
 #ifdef VK_SIMT
-    if (!finished_) try { ::simt::end_op(); } catch (...) {}
+    if (!finished_) try {
+        ::simt::end_op();
+      } catch (...) {
+      }
 #else
     int now = previous_;
     if (cudaGetDevice(&now) == cudaSuccess && now != previous_) cudaSetDevice(previous_);
@@ -88,7 +92,8 @@ class GpuLaunch {
   void check(cudaError_t e) const {
     if (e == cudaSuccess) return;
     if (e == cudaErrorInsufficientDriver || e == cudaErrorNoDevice)
-      throw std::runtime_error(std::string(op_) + ": no usable CUDA driver or device on this machine (" + cudaGetErrorString(e) + ")");
+      throw std::runtime_error(std::string(op_) + ": no usable CUDA driver or device on this machine (" +
+                               cudaGetErrorString(e) + ")");
     throw std::runtime_error(std::string(op_) + ": CUDA error " + cudaGetErrorName(e) + ": " + cudaGetErrorString(e));
   }
   int previous_ = 0;

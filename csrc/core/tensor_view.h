@@ -21,8 +21,8 @@ namespace py = pybind11;
 enum class Dtype : uint8_t { f32, f64, f16, bf16, u8, i8, i16, i32, i64, boolean, other };
 
 inline const char* dtype_name(Dtype d) {
-  constexpr const char* names[] = {"float32", "float64", "float16", "bfloat16", "uint8", "int8",
-                                   "int16",   "int32",   "int64",   "bool",     "an unsupported type"};
+  constexpr const char* names[] = {"float32", "float64", "float16", "bfloat16",           "uint8", "int8", "int16",
+                                   "int32",   "int64",   "bool",    "an unsupported type"};
   return names[int(d)];
 }
 

@@ -1,6 +1,5 @@
-#include "ops/gather_tokens/gather_tokens.h"
-
 #include "core/bind.h"
+#include "ops/gather_tokens/gather_tokens.h"
 
 namespace vk {
 namespace {
@@ -16,8 +15,14 @@ GatherTokens forward_args(int device, const Tensor& tokens, const Tensor& index,
   check.shape(out, {tokens.size(0), index.size(1), tokens.size(2)});
   check.dtype(out, {tokens.dtype()});
   check.output(out);
-  return {tokens.data(), index.ptr<int32_t>(), out.data(), tokens.size(0), tokens.size(1), index.size(1),
-          tokens.size(2) * tokens.itemsize(), -1};
+  return {tokens.data(),
+          index.ptr<int32_t>(),
+          out.data(),
+          tokens.size(0),
+          tokens.size(1),
+          index.size(1),
+          tokens.size(2) * tokens.itemsize(),
+          -1};
 }
 
 GatherTokensBackward backward_args(int device, const Tensor& grad_out, const Tensor& index, const Tensor& grad) {
@@ -31,17 +36,17 @@ GatherTokensBackward backward_args(int device, const Tensor& grad_out, const Ten
   check.shape(grad, {grad_out.size(0), -1, grad_out.size(2)});
   check.dtype(grad, {grad_out.dtype()});
   check.output(grad);
-  return {grad_out.data(),  index.ptr<int32_t>(), grad.data(),      nullptr,             grad.size(0),
-          grad.size(1),     index.size(1),        grad_out.size(2), element_of(grad_out), -1};
+  return {grad_out.data(), index.ptr<int32_t>(), grad.data(),          nullptr, grad.size(0), grad.size(1),
+          index.size(1),   grad_out.size(2),     element_of(grad_out), -1};
 }
 
 #ifdef VK_BUILD_CPU
 void refuse_outside(const char* op, const Tensor& index, int64_t bad, int64_t length) {
   if (bad < 0) return;
   const int64_t count = index.size(1);
-  throw py::value_error(std::string(op) + ": `index`[" + std::to_string(bad / count) + ", " + std::to_string(bad % count) +
-                        "] is " + std::to_string(index.ptr<int32_t>()[bad]) + ", outside the " + std::to_string(length) +
-                        " tokens.");
+  throw py::value_error(std::string(op) + ": `index`[" + std::to_string(bad / count) + ", " +
+                        std::to_string(bad % count) + "] is " + std::to_string(index.ptr<int32_t>()[bad]) +
+                        ", outside the " + std::to_string(length) + " tokens.");
 }
 
 void forward_cpu(const Tensor& tokens, const Tensor& index, const Tensor& out) {
