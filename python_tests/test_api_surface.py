@@ -1,0 +1,77 @@
+"""The public surface: what is exported, documented, and whose examples run."""
+
+import doctest
+import inspect
+
+import pytest
+import torch
+
+import vidkernels as vk
+
+FUNCTIONS = {name: getattr(vk.functional, name) for name in vk.functional.__all__}
+MODULES = {name: getattr(vk.nn, name) for name in vk.nn.__all__}
+DOCUMENTED = {f"functional.{n}": f for n, f in FUNCTIONS.items()} | {f"nn.{n}": m for n, m in MODULES.items()}
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_docstring_follows_the_template(name):
+    text = inspect.getdoc(DOCUMENTED[name]) or ""
+    headings = ("Args:", "Returns:", "Example:") if name.startswith("functional") else ("Args:", "Example:")
+    for heading in headings:
+        assert heading in text, f"vidkernels.{name}: no {heading!r} in the docstring"
+    if inspect.isfunction(DOCUMENTED[name]):
+        for heading in ("Raises:", "Backends:", "Source:"):
+            assert heading in text, f"vidkernels.{name}: no {heading!r} in the docstring"
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_examples_run(name):
+    item = DOCUMENTED[name]
+    torch.manual_seed(0)
+    finder = doctest.DocTestFinder(recurse=False)
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+    names = {"vk": vk, "torch": torch, item.__name__: item}
+    examples = 0
+    for test in finder.find(item, globs=names):
+        examples += runner.run(test).attempted
+    assert examples > 0
+    assert runner.summarize(verbose=False).failed == 0
+
+
+@pytest.mark.parametrize("name", [n for n, f in FUNCTIONS.items() if inspect.isfunction(f)])
+def test_every_function_can_be_forced(name):
+    parameter = inspect.signature(FUNCTIONS[name]).parameters.get("backend")
+    assert parameter is not None, f"{name} has no backend argument"
+    assert parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    assert parameter.default is None
+
+
+def test_surface():
+    """The list of public names: change it together with the CHANGELOG."""
+    expected = {"gather_tokens"}
+    assert expected <= set(vk.functional.__all__)
+    assert {"functional", "nn", "info", "backend", "data", "models", "methods", "train"} <= set(vk.__all__)
+
+
+def test_backend_context_forces_and_restores():
+    from vidkernels import _backend
+
+    tokens, index = torch.randn(1, 3, 2), torch.tensor([[0]], dtype=torch.int32)
+    with vk.backend("reference"):
+        assert _backend.forced == "reference"
+        vk.functional.gather_tokens(tokens, index)
+    assert _backend.forced is None
+    with pytest.raises(ValueError, match="expected one of"), vk.backend("gpu"):
+        pass
+    with vk.backend("cuda"), pytest.raises(RuntimeError, match="asked for and cannot run"):
+        vk.functional.gather_tokens(tokens, index)
+
+
+def test_info_says_what_runs_and_why_not():
+    facts = vk.info()
+    assert facts["version"] == vk.__version__
+    for name, backends in facts["ops"].items():
+        assert set(backends) == {"reference", "cpu", "cuda", "triton", "simt", "simt_trace"}, name
+        assert backends["reference"] is None
+        if not torch.cuda.is_available():
+            assert backends["cuda"]

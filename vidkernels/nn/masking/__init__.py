@@ -1,0 +1,3 @@
+"""Modules of the masking family."""
+
+__all__: list[str] = []
