@@ -92,7 +92,8 @@ class Op:
         _library.impl(spec.name, lambda *a: self.run(*self._split(a)), "CompositeExplicitAutograd")
         torch.library.register_fake(f"vidkernels::{spec.name}", lambda *a: spec.fake(*self._split(a)[0]), lib=_library)
         self.torch_op = getattr(torch.ops.vidkernels, spec.name).default
-        self._plain_function = _plain_function(self)
+        self._casts = spec.autocast is not None
+        self._apply_plain = _plain_function(self).apply
         self._functorch_function = _functorch_function(self)
         if spec.backward is not None:
             torch.library.register_autograd(
@@ -114,20 +115,21 @@ class Op:
         if peek_interpreter_stack() is not None:
             return self._functorch_function.apply(*args, _backend.checked(backend))
         wants_grad = False
-        device = None
         for a in args:
             kind = type(a)
             if kind is _Tensor or kind is _Parameter:
-                wants_grad = wants_grad or a.requires_grad
-                device = device or a.device.type
+                if a.requires_grad:
+                    wants_grad = True
             elif isinstance(a, _Tensor):
                 return self.torch_op(*args, _backend.checked(backend))
         if _len_torch_dispatch_stack() or _len_torch_function_stack():
             return self.torch_op(*args, _backend.checked(backend))
-        if self.spec.autocast is not None and device is not None and _autocast_enabled(device):
-            args = self._autocast_cast(args, device)
+        if self._casts:
+            device = args[self.spec.first_tensor].device.type
+            if _autocast_enabled(device):
+                args = self._autocast_cast(args, device)
         if wants_grad and _grad_enabled():
-            return self._plain_function.apply(*args, _backend.checked(backend))
+            return self._apply_plain(*args, _backend.checked(backend))
         return self.run(args, backend)
 
     def run(self, args: tuple, name: str | None):
@@ -283,10 +285,13 @@ def _as_tuple(value: Any) -> tuple:
 
 def _plain_function(op: Op) -> type[torch.autograd.Function]:
     """The quick autograd.Function: forward fills the context itself."""
+    setup_context = op.spec.setup_context
 
     def forward(ctx, *args):
-        output = op.run(args[:-1], args[-1])
-        op._setup_context(ctx, args, output)
+        backend = ctx.vk_backend = args[-1]
+        output = op.run(args[:-1], backend)
+        if setup_context is not None:
+            setup_context(ctx, args, output)
         return output
 
     return type(f"{op.name}_plain", (torch.autograd.Function,), _methods(forward=forward, backward=op._backward))

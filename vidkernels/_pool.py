@@ -7,7 +7,6 @@ pages where the system grants them. Tensors below `SMALL` and other devices go t
 
 from __future__ import annotations
 
-import math
 import mmap
 import os
 import threading
@@ -81,9 +80,9 @@ pool = BufferPool(limit=1 << 30)
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Like torch.empty; large CPU tensors come from the pool."""
-    if device.type != "cpu":
+    nbytes = dtype.itemsize
+    for n in shape:
+        nbytes *= n
+    if nbytes < SMALL or device.type != "cpu":
         return torch.empty(shape, dtype=dtype, device=device)
-    nbytes = math.prod(shape) * dtype.itemsize
-    if nbytes < SMALL:
-        return torch.empty(shape, dtype=dtype)
     return pool.take(nbytes)[:nbytes].view(dtype).view(shape)

@@ -31,11 +31,12 @@ def gather_tokens(tokens: torch.Tensor, index: torch.Tensor, *, backend: str | N
         tensor([[[4., 5.],
                  [0., 1.]]])
     """
-    if not isinstance(tokens, torch.Tensor) or not isinstance(index, torch.Tensor) or tokens.dim() != 3:
+    if not (isinstance(tokens, torch.Tensor) and tokens.dim() == 3):
         _check.is_tensor("gather_tokens", "tokens", tokens, "[B, N, D]")
+    if not (isinstance(index, torch.Tensor) and index.dim() == 2):
+        _check.is_tensor("gather_tokens", "index", index, "[B, K]")
     if index.dtype is not torch.int32:
         index = _check.as_index("gather_tokens", "index", index)
-    if index.dim() != 2 or index.shape[0] != tokens.shape[0]:
-        _check.fail("gather_tokens", "expected `index` of shape [B, K] with the batch of `tokens`.",
-                    tokens=tokens, index=index)  # fmt: skip
+    if index.shape[0] != tokens.shape[0]:
+        _check.fail("gather_tokens", "expected `index` to have the batch size of `tokens`.", tokens=tokens, index=index)
     return _gather(tokens, index, backend=backend)

@@ -12,7 +12,8 @@ def _fake(tokens, index):
 
 
 def _native(kernel, tokens, index):
-    out = empty((tokens.shape[0], index.shape[1], tokens.shape[2]), tokens.dtype, tokens.device)
+    batch, _, dim = tokens.shape
+    out = empty((batch, index.shape[1], dim), tokens.dtype, tokens.device)
     kernel(tokens.contiguous(), index.contiguous(), out)
     return out
 
