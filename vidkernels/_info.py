@@ -31,6 +31,6 @@ def info() -> dict:
         "threads": torch.get_num_threads(),
         "cuda": f"{count} device(s)" if count else f"none: {reason}",
         "triton": "installed" if importlib.util.find_spec("triton") else "not installed",
-        "emulator": "built" if importlib.util.find_spec("vidkernels._simt") else "not built (development only)",
+        "emulator": "built" if _native.module("_simt") else "not built (development only)",
         "ops": {name: op.explain() for name, op in sorted(_op.registry.items())},
     }
