@@ -74,7 +74,7 @@ def _encode(av, path, frames, fps, codec, crf, pix_fmt, timestamps, rotation, op
         raise ValueError(message("write_video", "expected `fps` above 0.", fps=fps))
     base = 1 / rate if timestamps is None else Fraction(1, _TICKS)
     stream, shape, count, before = None, None, 0, -1
-    with av.open(path, "w") as container:
+    with _open_output(av, path) as container:
         for count, frame in enumerate(frames, 1):
             _check_frame(frame, shape)
             if stream is None:
@@ -91,6 +91,19 @@ def _encode(av, path, frames, fps, codec, crf, pix_fmt, timestamps, rotation, op
         if stream is None:
             raise ValueError(message("write_video", "there are no frames to write."))
         container.mux(stream.encode(None))
+
+
+def _open_output(av, path):
+    try:
+        return av.open(path, "w")
+    except (ValueError, av.error.FFmpegError) as error:
+        raise ValueError(
+            message(
+                "write_video",
+                f"no container for the suffix {Path(path).suffix!r} ({error}).",
+                "use .mp4 or .mkv.",
+            )
+        ) from error
 
 
 def _add_stream(av, container, codec, rate, base, shape, crf, pix_fmt, rotation, options):
