@@ -11,9 +11,7 @@ av = pytest.importorskip("av", reason="PyAV is not installed")
 def _numbered_frames(count, height=48, width=64):
     """Frames that tell themselves apart: textured, with a bar that moves and a brightness that rises."""
     generator = torch.Generator().manual_seed(0)
-    texture = torch.randint(
-        0, 120, (height // 8 + 1, width // 8 + 1, 3), generator=generator, dtype=torch.uint8
-    )
+    texture = torch.randint(0, 120, (height // 8 + 1, width // 8 + 1, 3), generator=generator, dtype=torch.uint8)
     texture = texture.repeat_interleave(8, 0).repeat_interleave(8, 1)[:height, :width]
     frames = texture.repeat(count, 1, 1, 1)
     for i in range(count):

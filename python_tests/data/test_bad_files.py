@@ -3,6 +3,7 @@ import struct
 import warnings
 import wave
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
@@ -41,9 +42,7 @@ def test_picture(tmp_path, numbered_frames):
     import av
 
     for name, kind in (("picture.png", "rgb24"), ("picture.jpg", "yuvj420p")):
-        frame = av.VideoFrame.from_ndarray(numbered_frames(1)[0].numpy(), format="rgb24").reformat(
-            format=kind
-        )
+        frame = av.VideoFrame.from_ndarray(numbered_frames(1)[0].numpy(), format="rgb24").reformat(format=kind)
         codec = av.CodecContext.create("png" if name.endswith("png") else "mjpeg", "w")
         codec.width, codec.height, codec.pix_fmt, codec.time_base = 64, 48, kind, Fraction(1, 25)
         (tmp_path / name).write_bytes(b"".join(bytes(p) for p in codec.encode(frame) + codec.encode(None)))
@@ -58,7 +57,7 @@ def test_audio_only(tmp_path):
 
 
 def test_moov_missing(bframes, tmp_path):
-    data = open(bframes, "rb").read()
+    data = Path(bframes).read_bytes()
     (tmp_path / "cut.mp4").write_bytes(data[: data.index(b"moov") - 4])
     refused(tmp_path / "cut.mp4", "moov")
 
@@ -109,7 +108,7 @@ def test_one_damaged_frame_is_named_and_the_others_stay(make_video, tmp_path, pl
     with av.open(path) as container:
         packet = next(p for k, p in enumerate(container.demux(video=0)) if k == 11)
         body = bytes(packet)
-    data = open(path, "rb").read().replace(body, b"\x00" * len(body))
+    data = Path(path).read_bytes().replace(body, b"\x00" * len(body))
     broken = tmp_path / "broken.mkv"
     broken.write_bytes(data)
     reader = VideoReader(broken)
@@ -122,7 +121,7 @@ def test_one_damaged_frame_is_named_and_the_others_stay(make_video, tmp_path, pl
 def test_mutated_files_never_crash(make_video, tmp_path):
     """200 damaged copies, opened and read in this process: an error of ours, or frames; nothing else."""
     path = make_video("small.mp4", count=12, height=32, width=48, options={"g": "4", "bf": "2"})
-    original = open(path, "rb").read()
+    original = Path(path).read_bytes()
     dice = random.Random(7)
     outcomes = {"read": 0, "refused": 0}
     broken = tmp_path / "broken.mp4"

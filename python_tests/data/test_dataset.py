@@ -57,9 +57,7 @@ def test_persistent_workers_see_the_epoch(paths):
     for epoch in (0, 1):
         dataset.set_epoch(epoch)
         expected.append(torch.stack([dataset[i] for i in range(6)]))
-    loader = DataLoader(
-        dataset, batch_size=2, num_workers=2, persistent_workers=True, multiprocessing_context="fork"
-    )
+    loader = DataLoader(dataset, batch_size=2, num_workers=2, persistent_workers=True, multiprocessing_context="fork")
     for epoch in (0, 1):
         dataset.set_epoch(epoch)
         assert torch.equal(torch.cat(list(loader)), expected[epoch])
@@ -68,9 +66,7 @@ def test_persistent_workers_see_the_epoch(paths):
 def test_whole_clip_shares_crop_and_flip(tmp_path):
     """A still video must stay still."""
     generator = torch.Generator().manual_seed(0)
-    still = torch.randint(0, 256, (1, 40, 60, 3), generator=generator, dtype=torch.uint8).expand(
-        12, -1, -1, -1
-    )
+    still = torch.randint(0, 256, (1, 40, 60, 3), generator=generator, dtype=torch.uint8).expand(12, -1, -1, -1)
     write_video(tmp_path / "still.mkv", still, 25, "libx264rgb", crf=0)
     dataset = VideoClipDataset(tmp_path / "still.mkv", ClipSampler(5, 2), size=20, clips_per_video=8)
     clips = [dataset[i] for i in range(8)]
@@ -116,9 +112,7 @@ def test_resize_is_antialiased():
     stripes[:, :, ::2] = 200
     small = _resize(stripes, (16, 16))
     assert small.dtype == torch.uint8
-    assert (small[:, :, 2:-2].int() - 100).abs().max() <= 15, (
-        "a plain bilinear resize would alias to 0 or 200"
-    )
+    assert (small[:, :, 2:-2].int() - 100).abs().max() <= 15, "a plain bilinear resize would alias to 0 or 200"
 
 
 def test_cache_equals_decoding_at_that_size(paths):

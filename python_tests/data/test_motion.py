@@ -10,9 +10,7 @@ def panned(count, dx, dy, height=96, width=128):
     generator = torch.Generator().manual_seed(3)
     margin = count * max(abs(dx), abs(dy))
     coarse = torch.rand(1, 3, (height + 2 * margin) // 6, (width + 2 * margin) // 6, generator=generator)
-    texture = torch.nn.functional.interpolate(
-        coarse, (height + 2 * margin, width + 2 * margin), mode="bicubic"
-    )
+    texture = torch.nn.functional.interpolate(coarse, (height + 2 * margin, width + 2 * margin), mode="bicubic")
     texture = (texture[0].permute(1, 2, 0).clamp(0, 1) * 255).byte()
     window = [(margin - t * dy, margin - t * dx) for t in range(count)]
     return torch.stack([texture[y : y + height, x : x + width] for y, x in window])
@@ -20,9 +18,7 @@ def panned(count, dx, dy, height=96, width=128):
 
 @pytest.mark.parametrize("pan", [(3, 0), (-2, 4), (0, -5)])
 def test_median_vector_is_the_pan(tmp_path, pan):
-    write_video(
-        tmp_path / "pan.mp4", panned(8, *pan), 25, crf=10, options={"bf": "0", "refs": "1", "g": "60"}
-    )
+    write_video(tmp_path / "pan.mp4", panned(8, *pan), 25, crf=10, options={"bf": "0", "refs": "1", "g": "60"})
     reader = VideoReader(tmp_path / "pan.mp4")
     for i in range(1, 8):
         blocks = reader.motion_vectors(i)
@@ -44,22 +40,23 @@ def test_intra_frames_have_no_vectors(tmp_path):
     assert len(reader.motion_vectors(4)["motion"]) > 10
 
 
-def test_order_of_requests_does_not_matter(real_clip):
-    reader = VideoReader(real_clip)
-    forward = {i: reader.motion_vectors(i) for i in (5, 40, 41)}
-    for i in (41, 5, 40):
-        again = reader.motion_vectors(i)
-        assert len(again["source"]) > 0
-        for name, value in again.items():
-            assert torch.equal(value, forward[i][name])
-    assert (forward[40]["block"] <= 16).all()
+def test_vectors_are_the_same_at_every_reading(real_clip):
+    """With frame threads FFmpeg hands out half-filled vectors now and then: about one frame in twenty on bikes."""
+    first, second = (VideoReader(real_clip, threads=2) for _ in range(2))
+    forward = [first.motion_vectors(i) for i in range(60)]
+    assert sum(len(blocks["source"]) > 0 for blocks in forward) > 50
+    assert all((blocks["block"] <= 16).all() for blocks in forward)
+    for i in reversed(range(0, 60, 4)):
+        again = second.motion_vectors(i)
+        assert all(torch.equal(again[name], forward[i][name]) for name in again), i
+    for i in range(60):
+        again = second.motion_vectors(i)
+        assert all(torch.equal(again[name], forward[i][name]) for name in again), i
 
 
 def test_vectors_turn_with_the_picture(tmp_path):
     """Content that moves right in the stored picture moves down in the picture turned by 90 degrees clockwise."""
-    write_video(
-        tmp_path / "turned.mp4", panned(5, 3, 0), 25, rotation=90, crf=10, options={"bf": "0", "refs": "1"}
-    )
+    write_video(tmp_path / "turned.mp4", panned(5, 3, 0), 25, rotation=90, crf=10, options={"bf": "0", "refs": "1"})
     reader = VideoReader(tmp_path / "turned.mp4")
     field = reader.motion_field(3)
     assert field.shape == (2, *reader.size)

@@ -57,10 +57,7 @@ def test_nearer_sprites_cover_farther_ones():
     for number in range(20):
         clip = SceneEngine(4, 48, 6, radius=(0.2, 0.3))(seeded(number))
         nearest = torch.stack(
-            [
-                clip["depth"][clip["masks"][k]].min() if clip["masks"][k].any() else torch.tensor(2.0)
-                for k in range(6)
-            ]
+            [clip["depth"][clip["masks"][k]].min() if clip["masks"][k].any() else torch.tensor(2.0) for k in range(6)]
         )
         front = int(nearest.argmin())
         x, y = clip["position"][front, 2].round().long().tolist()
@@ -105,9 +102,7 @@ def test_gravity_is_the_same_in_every_clip():
     for number in range(5):
         clip = SceneEngine(12, 64, 3, "gravity")(seeded(number))
         pull = clip["position"].diff(dim=1).diff(dim=1)
-        assert torch.allclose(
-            pull, torch.tensor([0.0, 0.256], dtype=torch.float64).expand_as(pull), atol=1e-9
-        )
+        assert torch.allclose(pull, torch.tensor([0.0, 0.256], dtype=torch.float64).expand_as(pull), atol=1e-9)
 
 
 def test_bounce_loses_energy_and_keeps_to_the_frame():

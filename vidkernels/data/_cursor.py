@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from typing import NoReturn
 
+from .._check import fail
 from . import _fork
 from ._container import import_av, open_video
-from ._errors import message
 
 # A frame leaves the decoder at most this many packets after its own: the reorder depth and the threads' pipeline.
 _LATE = 64
@@ -50,7 +51,7 @@ class FrameCursor:
         for i in wanted:
             frame = self._counted(i) if self._index.counted else self._sought(i)
             if frame is None:
-                raise self._undecodable(i)
+                self._undecodable(i)
             yield i, frame
 
     # -- by counting -------------------------------------------------------------------------------------------------
@@ -155,16 +156,15 @@ class FrameCursor:
                 self._fed = self._index.order.get(packet.pts, self._fed + 1) if self._index else self._fed + 1
             self._ready.extend(_decode(self._stream.codec_context, packet if packet.size else None, av))
 
-    def _undecodable(self, i: int) -> RuntimeError:
-        return RuntimeError(
-            message(
-                "VideoReader",
-                f"frame {i} cannot be decoded: its data is damaged or missing.",
-                "the other frames stay readable; convert or download the file again to repair it.",
-                path=self._path,
-                frame=f"{i} of {len(self._index.pts)}",
-                seconds=float(self._index.pts[i] * self._index.time_base),
-            )
+    def _undecodable(self, i: int) -> NoReturn:
+        fail(
+            "VideoReader",
+            f"frame {i} cannot be decoded: its data is damaged or missing.",
+            "the other frames stay readable; convert or download the file again to repair it.",
+            error=RuntimeError,
+            path=self._path,
+            frame=f"{i} of {len(self._index.pts)}",
+            seconds=float(self._index.pts[i] * self._index.time_base),
         )
 
 

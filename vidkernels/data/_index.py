@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import pairwise
 
+from .._check import fail
 from ._container import import_av, open_video
-from ._errors import message
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,7 @@ class FrameIndex:
     rate: Fraction  # average frames per second
     promised: int  # frames the container's header announces; more than len(pts) when the file is cut
     counted: bool  # True: frames are found by counting, not by pts
-    order: dict[int, int] = field(
-        default_factory=dict
-    )  # pts -> position in decode order, discarded packets too
+    order: dict[int, int] = field(default_factory=dict)  # pts -> position in decode order, discarded packets too
     keys: list[tuple[int, int]] = field(default_factory=list)  # (position, pts) of keyframe packets
     start: list[int] = field(default_factory=list)  # per frame: which entry of `keys` decoding starts from
     corrupt: frozenset[int] = frozenset()  # frames whose packet is damaged according to the container
@@ -64,7 +63,7 @@ def build_index(path: str, threads: int) -> FrameIndex:
         except (av.error.FFmpegError, OSError, ValueError):
             pass  # a cut file: what came before the fault is the index
         if not packets:
-            raise ValueError(message("VideoReader", "the file holds no video frame.", path=path))
+            fail("VideoReader", "the file holds no video frame.", path=path)
         rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
         base = Fraction(stream.time_base or 1 / rate)
         promised = stream.frames if stream.frames > len(packets) else 0
@@ -82,9 +81,7 @@ def _from_packets(packets: list[_Packet], base: Fraction, rate: Fraction, promis
     order = {packet.pts: at for at, packet in enumerate(packets)}
     keys = [(at, packet.pts) for at, packet in enumerate(packets) if packet.key]
     if not keys or keys[0][0] != 0:
-        keys.insert(
-            0, (0, packets[0].pts if packets else 0)
-        )  # a stream without marked keyframes: from the start
+        keys.insert(0, (0, packets[0].pts if packets else 0))  # a stream without marked keyframes: from the start
     shown = sorted((packet for packet in packets if not packet.discard), key=lambda packet: packet.pts)
     pts = [packet.pts for packet in shown]
     start, corrupt = [], set()
@@ -121,7 +118,7 @@ def _count_frames(path: str, threads: int, rate: Fraction, promised: int, base: 
 
     pts = [frame.pts for frame in decode_all(path, threads)]
     count = len(pts)
-    rising = None not in pts and all(a < b for a, b in zip(pts, pts[1:]))
+    rising = None not in pts and all(a < b for a, b in pairwise(pts))
     if not rising:
         base = 1 / rate
         pts = list(range(count))

@@ -24,7 +24,7 @@ class Orientation:
         if data is None:
             return cls()
         matrix = np.frombuffer(bytes(data), dtype=np.int32)
-        a, b, c, d = (int(round(value / 65536)) for value in matrix[[0, 1, 3, 4]])
+        a, b, c, d = (round(int(value) / 65536) for value in matrix[[0, 1, 3, 4]])
         if abs(a) == abs(d) == 1 and b == c == 0:
             return cls(False, a < 0, d < 0)
         if abs(b) == abs(c) == 1 and a == d == 0:

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from ._errors import message
+from .._check import fail
 from .reader import VideoReader
 from .sampler import ClipSampler
 
@@ -57,9 +57,7 @@ class VideoClipDataset(Dataset):
         seed: int = 0,
         threads: int = 1,
     ):
-        self.paths = (
-            [os.fspath(paths)] if isinstance(paths, (str, os.PathLike)) else [os.fspath(p) for p in paths]
-        )
+        self.paths = [os.fspath(paths)] if isinstance(paths, (str, os.PathLike)) else [os.fspath(p) for p in paths]
         self.sampler = sampler if sampler is not None else ClipSampler()
         self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
         self.crop, self.scale, self.ratio, self.flip = crop, scale, ratio, flip
@@ -77,18 +75,14 @@ class VideoClipDataset(Dataset):
             wrong = "expected at least one path."
         elif self.crop not in ("random", "center", None):
             wrong = f'expected `crop` of "random", "center" or None, got {self.crop!r}.'
-        elif (
-            min(self.size) < 1
-            or self.clips_per_video < 1
-            or (self.short_side is not None and self.short_side < 1)
-        ):
+        elif min(self.size) < 1 or self.clips_per_video < 1 or (self.short_side is not None and self.short_side < 1):
             wrong = "expected `size`, `clips_per_video` and `short_side` of at least 1."
         elif not (0 < self.scale[0] <= self.scale[1] <= 1 and 0 < self.ratio[0] <= self.ratio[1]):
             wrong = "expected rising ranges, `scale` within (0, 1] and `ratio` above 0."
         elif not 0 <= self.flip <= 1:
             wrong = "expected `flip` between 0 and 1."
         if wrong:
-            raise ValueError(message("VideoClipDataset", wrong, **facts))
+            fail("VideoClipDataset", wrong, **facts)
 
     def __len__(self) -> int:
         return len(self.paths) * self.clips_per_video
@@ -103,9 +97,7 @@ class VideoClipDataset(Dataset):
 
     def __getitem__(self, index: int) -> torch.Tensor:
         if not 0 <= index < len(self):
-            raise IndexError(
-                message("VideoClipDataset", f"item {index} is out of range for {len(self)} items.")
-            )
+            fail("VideoClipDataset", f"item {index} is out of range for {len(self)} items.", error=IndexError)
         generator = self._generator(index)
         video = index % len(self.paths)
         if self._cached is not None:
@@ -162,7 +154,5 @@ def _resize(clip: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """[T, H, W, 3] uint8 to another size, antialiased; torch works on uint8 directly."""
     if tuple(clip.shape[1:3]) == size:
         return clip.contiguous()
-    images = F.interpolate(
-        clip.permute(0, 3, 1, 2), size, mode="bilinear", antialias=True, align_corners=False
-    )
+    images = F.interpolate(clip.permute(0, 3, 1, 2), size, mode="bilinear", antialias=True, align_corners=False)
     return images.permute(0, 2, 3, 1).contiguous()

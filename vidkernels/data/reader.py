@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 
+from .._check import fail
 from ._cursor import FrameCursor
-from ._errors import message
 from ._index import build_index
 from ._motion import block_table, dense_field
 from ._orient import Orientation
 
-# Times are floats: 7 / 25 may fall a rounding error before frame 7. Within this many seconds a time counts as the frame.
+# Times are floats: 7 / 25 may fall a rounding error before frame 7. A time this close before a frame counts as its.
 _SAME_TIME = 1e-9
 
 
@@ -48,16 +48,12 @@ class VideoReader:
         (8, (32, 48), torch.Size([2, 32, 48, 3]))
     """
 
-    def __init__(
-        self, path: str | os.PathLike, *, threads: int = 0, size: int | tuple[int, int] | None = None
-    ):
+    def __init__(self, path: str | os.PathLike, *, threads: int = 0, size: int | tuple[int, int] | None = None):
         self._path = os.path.abspath(os.fspath(path))
         if threads < 0:
-            raise ValueError(message("VideoReader", "expected `threads` >= 0.", threads=threads))
+            fail("VideoReader", "expected `threads` >= 0.", threads=threads)
         if size is not None and (size < 1 if isinstance(size, int) else len(size) != 2 or min(size) < 1):
-            raise ValueError(
-                message("VideoReader", "expected `size` as (height, width) or short side.", size=size)
-            )
+            fail("VideoReader", "expected `size` as (height, width) or short side.", size=size)
         self._threads = threads
         self._closed = False
         self._pixels: FrameCursor | None = None
@@ -69,30 +65,26 @@ class VideoReader:
         self._size = _target_size(self._stored[::-1] if self._orientation.transpose else self._stored, size)
         if self._index.promised > len(self):
             warnings.warn(
-                message(
-                    "VideoReader",
-                    f"the file is cut short: {len(self)} of {self._index.promised} frames are present.",
-                    path=self._path,
-                ),
+                f"VideoReader: {self._path} is cut short: {len(self)} of {self._index.promised} frames are present.",
                 RuntimeWarning,
                 stacklevel=2,
             )
 
     def _first_frame(self):
         cursor = self._cursor()
-        for i in range(len(self)):
+        for i in range(min(len(self), 16)):
             try:
                 return next(cursor.frames([i]))[1]
-            except RuntimeError as error:
-                fault = error
-                if i == 15:
-                    break
+            except RuntimeError:
+                continue
         self.close()
-        raise RuntimeError(
-            message(
-                "VideoReader", "none of the first frames can be decoded.", path=self._path, frames=len(self)
-            )
-        ) from (fault if len(self) else None)
+        fail(
+            "VideoReader",
+            "none of the first frames can be decoded.",
+            error=RuntimeError,
+            path=self._path,
+            frames=len(self),
+        )
 
     # -- what the file is --------------------------------------------------------------------------------------------
     def __len__(self) -> int:
@@ -215,11 +207,11 @@ class VideoReader:
 
     def _cursor(self, motion: bool = False) -> FrameCursor:
         if self._closed:
-            raise ValueError(message("VideoReader", "the reader is closed.", path=self._path))
+            fail("VideoReader", "the reader is closed.", path=self._path)
         if motion:
             if self._motion is None:
-                exporting = {"flags2": "+export_mvs"}
-                self._motion = FrameCursor(self._path, self._index, self._threads, exporting)
+                # One thread: with frame threads FFmpeg may export a frame's vectors before they are all decoded.
+                self._motion = FrameCursor(self._path, self._index, 1, {"flags2": "+export_mvs"})
             return self._motion
         if self._pixels is None:
             self._pixels = FrameCursor(self._path, self._index, self._threads)
@@ -232,30 +224,28 @@ class VideoReader:
         if -count <= i < count:
             return i % count
         if count <= i < self._index.promised:
-            raise RuntimeError(
-                message(
-                    "VideoReader",
-                    f"frame {i} is missing: the file is cut short, {count} of {self._index.promised} frames are present.",
-                    path=self._path,
-                )
+            fail(
+                "VideoReader",
+                f"frame {i} is missing: the file is cut short, {count} of {self._index.promised} frames are present.",
+                error=RuntimeError,
+                path=self._path,
             )
-        raise IndexError(
-            message(
-                "VideoReader", f"frame {i} is out of range for a video of {count} frames.", path=self._path
-            )
+        fail(
+            "VideoReader",
+            f"frame {i} is out of range for a video of {count} frames.",
+            error=IndexError,
+            path=self._path,
         )
 
     def _number_at(self, second: float) -> int:
         base = self._index.time_base
         first, end = float(self._index.pts[0] * base), float(self._index.end * base)
         if not first - _SAME_TIME <= second < end - _SAME_TIME:
-            raise ValueError(
-                message(
-                    "VideoReader.get_frames_at",
-                    f"no frame is on display at {second} s.",
-                    path=self._path,
-                    shown=f"from {first} s to before {end} s",
-                )
+            fail(
+                "VideoReader.get_frames_at",
+                f"no frame is on display at {second} s.",
+                path=self._path,
+                shown=f"from {first} s to before {end} s",
             )
         tick = (second + _SAME_TIME) * base.denominator / base.numerator
         return max(bisect.bisect_right(self._index.pts, tick) - 1, 0)

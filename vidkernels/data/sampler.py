@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ._errors import message
+from .._check import fail
 
 _MODES = ("random", "uniform", "center")
 
@@ -19,8 +19,8 @@ class ClipSampler:
 
     A video shorter than `span` starts at 0, and numbers past its end repeat the last frame (short="repeat") or begin
     again at the first (short="loop"). `uniform` always fits: a short video repeats frames in order.
-    With jitter, each number moves by an even draw from -jitter .. jitter and is kept inside the video; random and center
-    need 2 * jitter < stride, so that frames stay in order; in uniform mode they are sorted.
+    With jitter, each number moves by an even draw from -jitter .. jitter and is kept inside the video; random and
+    center need 2 * jitter < stride, so that frames stay in order; in uniform mode they are sorted.
 
     Args:     frames, stride, mode, jitter, short: as above.
               generator: draws for calls that bring none; None uses torch's global one.
@@ -41,29 +41,20 @@ class ClipSampler:
         generator: torch.Generator | None = None,
     ):
         if frames < 1 or stride < 1 or jitter < 0:
-            raise ValueError(
-                message(
-                    "ClipSampler",
-                    "expected `frames` >= 1, `stride` >= 1 and `jitter` >= 0.",
-                    frames=frames,
-                    stride=stride,
-                    jitter=jitter,
-                )
+            fail(
+                "ClipSampler",
+                "expected `frames` >= 1, `stride` >= 1 and `jitter` >= 0.",
+                frames=frames,
+                stride=stride,
+                jitter=jitter,
             )
         if mode not in _MODES:
-            raise ValueError(message("ClipSampler", f"expected `mode` of {', '.join(_MODES)}, got {mode!r}."))
+            fail("ClipSampler", f"expected `mode` of {', '.join(_MODES)}, got {mode!r}.")
         if short not in ("repeat", "loop"):
-            raise ValueError(
-                message("ClipSampler", f'expected `short` of "repeat" or "loop", got {short!r}.')
-            )
+            fail("ClipSampler", f'expected `short` of "repeat" or "loop", got {short!r}.')
         if mode != "uniform" and jitter and 2 * jitter >= stride:
-            raise ValueError(
-                message(
-                    "ClipSampler",
-                    "frames would lose their order: need 2 * jitter < stride.",
-                    jitter=jitter,
-                    stride=stride,
-                )
+            fail(
+                "ClipSampler", "frames would lose their order: need 2 * jitter < stride.", jitter=jitter, stride=stride
             )
         self.frames, self.stride, self.mode = frames, stride, mode
         self.jitter, self.short, self.generator = jitter, short, generator
@@ -76,7 +67,7 @@ class ClipSampler:
     def __call__(self, length: int, generator: torch.Generator | None = None) -> torch.Tensor:
         """Frame numbers [frames] int64 for a video of `length` frames."""
         if length < 1:
-            raise ValueError(message("ClipSampler", "expected `length` >= 1.", length=length))
+            fail("ClipSampler", "expected `length` >= 1.", length=length)
         generator = generator if generator is not None else self.generator
         k = torch.arange(self.frames)
         if self.mode == "uniform":
@@ -91,9 +82,7 @@ class ClipSampler:
             if length < self.span and self.short == "loop":
                 numbers = numbers % length
         if self.jitter:
-            numbers = numbers + torch.randint(
-                -self.jitter, self.jitter + 1, (self.frames,), generator=generator
-            )
+            numbers = numbers + torch.randint(-self.jitter, self.jitter + 1, (self.frames,), generator=generator)
             if self.mode == "uniform":
                 numbers = numbers.sort().values
         return numbers.clamp(0, length - 1)

