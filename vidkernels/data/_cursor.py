@@ -25,9 +25,16 @@ class FrameCursor:
         self._threads, self._options = threads, codec_options
         self._rank = {pts: i for i, pts in enumerate(index.pts)}
         self._lost: set[int] = set()  # frames already found impossible to decode
-        self._container = self._stream = None
+        self._container = self._stream = self._converter = None
         self._begin()
         _fork.watch(self)
+
+    @property
+    def converter(self):
+        """Turns frames into RGB. One for all of them, for its tables and threads; left behind in a fork like the rest."""
+        if self._converter is None:
+            self._converter = import_av().video.reformatter.VideoReformatter()
+        return self._converter
 
     def close(self) -> None:
         """Free the decoder now: the container and its streams refer to each other, so dropping them would wait."""
@@ -39,8 +46,8 @@ class FrameCursor:
 
     def abandon(self) -> tuple:
         """Let go of the decoder without freeing it and return its parts; the next request opens another."""
-        parts = (self._container, self._stream, self._packets, self._ready, self._held)
-        self._container = self._stream = None
+        parts = (self._container, self._stream, self._packets, self._ready, self._held, self._converter)
+        self._container = self._stream = self._converter = None
         self._begin()
         return parts
 

@@ -141,16 +141,17 @@ class VideoReader:
         if isinstance(indices, torch.Tensor):
             indices = indices.tolist()
         asked = [self._number(i) for i in indices]
-        frames = torch.empty(len(asked), *self._size, 3, dtype=torch.uint8)
+        frames = np.empty((len(asked), *self._size, 3), np.uint8)
         places: dict[int, list[int]] = {}
         for place, i in enumerate(asked):
             places.setdefault(i, []).append(place)
         for i, frame in self._cursor().frames(sorted(places)):
             first, *others = places[i]
+            # numpy copies: torch's threads, spinning after each small copy, would take the cores from the decoder's.
             frames[first] = self._to_rgb(frame)
             for place in others:
                 frames[place] = frames[first]
-        return frames
+        return torch.from_numpy(frames)
 
     def get_frames_at(self, seconds: float | Iterable[float] | torch.Tensor) -> torch.Tensor:
         """The frames on display at the given times: [T, H, W, 3], or [H, W, 3] for a single time."""
@@ -250,11 +251,11 @@ class VideoReader:
         tick = (second + _SAME_TIME) * base.denominator / base.numerator
         return max(bisect.bisect_right(self._index.pts, tick) - 1, 0)
 
-    def _to_rgb(self, frame) -> torch.Tensor:
+    def _to_rgb(self, frame) -> np.ndarray:
         height, width = self._size[::-1] if self._orientation.transpose else self._size
         # Scaling to the reader's size also absorbs streams that change their size on the way.
-        rgb = frame.reformat(width=width, height=height, format="rgb24").to_ndarray()
-        return torch.from_numpy(np.ascontiguousarray(self._orientation.apply(rgb)))
+        rgb = self._cursor().converter.reformat(frame, width, height, "rgb24").to_ndarray()
+        return self._orientation.apply(rgb)
 
 
 def _target_size(shown: tuple[int, int], size: int | tuple[int, int] | None) -> tuple[int, int]:
