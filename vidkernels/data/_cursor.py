@@ -31,7 +31,7 @@ class FrameCursor:
 
     @property
     def converter(self):
-        """Turns frames into RGB. One for all of them, for its tables and threads; left behind in a fork like the rest."""
+        """Turns frames into RGB: one for all, for its tables and threads. A fork leaves it behind like the rest."""
         if self._converter is None:
             self._converter = import_av().video.reformatter.VideoReformatter()
         return self._converter
