@@ -139,7 +139,9 @@ def test_normalised_float_video(backend, convention):
 def test_uint8_ignores_mean_and_std(backend):
     pred, video, index = inputs(1, (1, 2, 2), (2, 4, 4), 3, 3)
     plain = masked_patch_loss(pred, video, index, tube=(2, 4, 4), backend=backend)
-    assert torch.equal(plain, masked_patch_loss(pred, video, index, tube=(2, 4, 4), mean=MEAN, std=STD, backend=backend))
+    assert torch.equal(
+        plain, masked_patch_loss(pred, video, index, tube=(2, 4, 4), mean=MEAN, std=STD, backend=backend)
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -153,7 +155,6 @@ def test_uint8_ignores_mean_and_std(backend):
 def test_any_size(grid, tube, channels, convention, seed):
     pred, video, index = inputs(2, grid, tube, channels, math.prod(grid), seed=seed)
     loss = masked_patch_loss(pred, video, index, tube=tube, convention=convention)
-    # Two pixels that are nearly equal make the target depend on the rounding of 1 / (std + eps) alone: well conditioned.
     assert loss.item() == pytest.approx(by_hand(pred, video.double() / 255, index, tube, convention), rel=5e-6)
 
 
@@ -374,7 +375,9 @@ def test_errors_say_what_is_wrong(change, message):
 def test_module_is_the_function():
     pred, video, index = inputs(2, (2, 2, 3), (2, 4, 4), 3, 5)
     module = vk.nn.MaskedPatchLoss(tube=(2, 4, 4), convention="mae_st")
-    assert torch.equal(module(pred, video, index), masked_patch_loss(pred, video, index, tube=(2, 4, 4), convention="mae_st"))
+    assert torch.equal(
+        module(pred, video, index), masked_patch_loss(pred, video, index, tube=(2, 4, 4), convention="mae_st")
+    )
     assert "mae_st" in repr(module)
     with pytest.raises(ValueError, match="both"):
         vk.nn.MaskedPatchLoss(mean=MEAN)

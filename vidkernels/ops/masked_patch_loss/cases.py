@@ -91,7 +91,13 @@ CASES = {
         for name, args in _INPUTS.items()
     ],
     "masked_patch_loss_backward": [
-        Case(name, _upstream(args), grad=("grad_loss", "pred") if name == "tiny" else (), rtol=ROUNDING, bytes=_bytes_backward)
+        Case(
+            name,
+            _upstream(args),
+            grad=("grad_loss", "pred") if name == "tiny" else (),
+            rtol=ROUNDING,
+            bytes=_bytes_backward,
+        )
         for name, args in _INPUTS.items()
     ],
 }
