@@ -242,6 +242,7 @@ class Op:
     def _vmap(self, info, in_dims, *args):
         """Fold the mapped axis into the batch where only batched arguments are mapped, else loop."""
         size, names = info.batch_size, (*self.spec.arg_names, "backend")
+        in_dims = [d if isinstance(d, int) else None for d in in_dims]  # a list of numbers comes with a list of Nones
         mapped = {n for n, d in zip(names, in_dims) if d is not None}
         moved = [a if d is None else a.movedim(d, 0) for a, d in zip(args, in_dims)]
         if mapped <= set(self.spec.batched):

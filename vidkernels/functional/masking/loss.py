@@ -49,7 +49,7 @@ def masked_patch_loss(
         backend: force one of vidkernels' backends; None chooses.
     Returns:
         loss: scalar, float32 (float64 for a float64 `pred`). Differentiable in `pred`; the video is data and gets no
-            gradient. NaN if there are no masked tubes.
+            gradient. 0 if there are no masked tubes.
     Raises:
         ValueError: shapes that do not fit each other, a video that the tube does not divide, an unknown convention,
             a statistic of a single pixel, an index outside the grid (found on the CPU; on a GPU such a tube makes the

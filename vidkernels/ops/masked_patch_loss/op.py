@@ -35,7 +35,7 @@ def _fake(pred, video, masked_index, *rest):
 def _native(kernel, pred, video, masked_index, pt, ph, pw, convention, mean, std, grad=None):
     dtype = _loss_dtype(pred)
     loss = torch.empty((), dtype=dtype, device=pred.device)
-    partial = torch.empty(masked_index.shape, dtype=dtype, device=pred.device)
+    partial = torch.empty(masked_index.shape, dtype=torch.float64, device=pred.device)
     kernel(pred.contiguous(), video, masked_index.contiguous(), loss, partial, grad, pt, ph, pw, convention == "mae_st",
            mean, std)  # fmt: skip
     return loss

@@ -19,7 +19,7 @@ def masked_patch_loss(
     std: Sequence[float],
 ) -> torch.Tensor:
     target = patch_target(pred, video, masked_index, pt, ph, pw, convention, mean, std)
-    loss = (pred.to(target.dtype) - target).square().mean()
+    loss = (pred.to(target.dtype) - target).square().sum() / max(1, pred.numel())
     return loss if pred.dtype is torch.float64 else loss.float()
 
 
