@@ -53,6 +53,8 @@ class OpSpec:
     setup_context, backward: as for torch.autograd.Function; `inputs` ends with the backend. `backward` returns one
         gradient per schema argument (without the backend's).
     autocast: "float32" or "lower" (the autocast dtype) casts floating-point arguments; None leaves them.
+    plain: plain(op, default) -> what plain eager calls that need a gradient apply instead of `default`, with the
+        same arguments; for an op that can compute its gradient beside its result.
     batched: names of arguments whose first axis is the batch; vmap folds into it if only these are mapped and all
         outputs have the batch first. Otherwise vmap loops.
     """
@@ -67,6 +69,7 @@ class OpSpec:
     setup_context: Callable | None = None
     backward: Callable | None = None
     autocast: str | None = None
+    plain: Callable[[Op, Callable], Callable] | None = None
     batched: tuple[str, ...] = ()
     arg_names: tuple[str, ...] = field(init=False)
     first_tensor: int = field(init=False)
@@ -94,6 +97,8 @@ class Op:
         self.torch_op = getattr(torch.ops.vidkernels, spec.name).default
         self._casts = spec.autocast is not None
         self._apply_plain = _plain_function(self).apply
+        if spec.plain is not None:
+            self._apply_plain = spec.plain(self, self._apply_plain)
         self._functorch_function = _functorch_function(self)
         if spec.backward is not None:
             torch.library.register_autograd(
@@ -237,6 +242,7 @@ class Op:
     def _vmap(self, info, in_dims, *args):
         """Fold the mapped axis into the batch where only batched arguments are mapped, else loop."""
         size, names = info.batch_size, (*self.spec.arg_names, "backend")
+        in_dims = [d if isinstance(d, int) else None for d in in_dims]  # a list of numbers comes with a list of Nones
         mapped = {n for n, d in zip(names, in_dims) if d is not None}
         moved = [a if d is None else a.movedim(d, 0) for a, d in zip(args, in_dims)]
         if mapped <= set(self.spec.batched):

@@ -1,0 +1,50 @@
+// Mean squared error of predicted tubes against normalised pixels, and its gradient.
+//
+//   x       = pixels of tube (b, index[b, k]), channel c, as values v_c = x * scale_c + shift_c
+//   videomae  target = (v_c - mean_c) / (std_c + 1e-6)           statistics of each channel
+//   mae_st    target = (v_c - mean) / sqrt(std^2 + 1e-6)         statistics of all channels together
+//   loss    = sum (pred - target)^2 / n              grad = upstream * 2 / n * (pred - target)
+//
+// Both conventions need nothing of a tube but the mean m_c and the squared deviation s_c of each channel of x, and
+// both targets are (x - centre_c) * factor_c: see coefficients(). The centre comes in two parts, high + low, so that
+// x - centre is right to the last bit in flat tubes, where the factor is up to 1e6.
+//
+// Inside a tube the order is (t, y, x, channel), channel fastest. Order of summation: one partial sum per tube, then
+// the tubes in fixed order: the same bits for any number of threads.
+#pragma once
+#include <cmath>
+#include <cstdint>
+
+#include "core/dispatch.h"
+#include "core/element.h"
+#include "core/half.h"
+
+namespace vk {
+
+struct MaskedPatchLoss {
+  const void* pred;       // [B, K, pt * ph * pw * C]
+  const void* video;      // any strides
+  const int32_t* index;   // [B, K]
+  const void* grad_loss;  // one float (double if pred is double), or null for 1
+  void* loss;             // one float (double if pred is double), or null
+  double* partial;        // [B, K], needed for the loss
+  void* grad;             // like pred, may be pred; or null
+  int64_t batch, count;
+  int64_t grid_t, grid_h, grid_w;
+  int64_t pt, ph, pw, channels;
+  int64_t stride_b, stride_t, stride_h, stride_w, stride_c;  // of video, in elements
+  const double *shift, *scale;                               // [C] on the host: v = x * scale + shift; null: see below
+  bool joint;                                                // mae_st
+  bool bytes;                                                // video is uint8, scale 1/255 and shift 0
+  Element pred_element, video_element;
+  int64_t bad;  // out: flat position of the first index outside the grid, or -1 (CPU only)
+
+  int64_t length() const { return grid_t * grid_h * grid_w; }
+  int64_t pixels() const { return pt * ph * pw; }
+};
+
+VK_CPU_KERNEL(masked_patch_loss, (MaskedPatchLoss & a))
+
+void masked_patch_loss_cuda(const MaskedPatchLoss& a, void* stream);
+
+}  // namespace vk

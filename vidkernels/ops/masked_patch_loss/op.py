@@ -1,0 +1,185 @@
+"""masked_patch_loss: mean squared error of predicted tubes against normalised pixels, and its gradient.
+
+Two roads to the gradient:
+
+    compiled, functorch, CUDA, forced backends   masked_patch_loss, then masked_patch_loss_backward, which reads pred
+                                                 and video again: nothing of their size is kept between the two
+    plain eager calls on the CPU, or `grad_out`  one pass writes the gradient for an upstream gradient of 1 beside the
+                                                 loss; backward hands it out as it is, or scaled
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from vidkernels._op import Op, OpSpec, define
+from vidkernels._pool import empty
+from vidkernels.ops.masked_patch_loss import reference
+
+_ARGUMENTS = (
+    "Tensor pred, Tensor video, Tensor masked_index, int pt, int ph, int pw, str convention, float[] mean, float[] std"
+)
+_CONSTANTS = (None,) * 8  # no gradient for video, index and the rest
+
+
+def _loss_dtype(pred: torch.Tensor) -> torch.dtype:
+    return torch.float64 if pred.dtype is torch.float64 else torch.float32
+
+
+def _fake(pred, video, masked_index, *rest):
+    return pred.new_empty((), dtype=_loss_dtype(pred))
+
+
+def _native(kernel, pred, video, masked_index, pt, ph, pw, convention, mean, std, grad=None):
+    dtype = _loss_dtype(pred)
+    loss = torch.empty((), dtype=dtype, device=pred.device)
+    partial = torch.empty(masked_index.shape, dtype=torch.float64, device=pred.device)
+    kernel(pred.contiguous(), video, masked_index.contiguous(), loss, partial, grad, pt, ph, pw, convention == "mae_st",
+           mean, std)  # fmt: skip
+    return loss
+
+
+def _supports(backend, pred, video, masked_index, pt, ph, pw, convention, mean, std):
+    if backend == "triton" and torch.float64 in (pred.dtype, video.dtype):
+        return "the Triton kernel computes in float32"
+    if backend not in ("reference", "cpu", "triton") and video.dtype is not torch.uint8 and len(mean) > 32:
+        return "the CUDA kernel un-normalises at most 32 channels"
+    return None
+
+
+def _save_inputs(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:3])
+    ctx.vk_rest = inputs[3:9]
+
+
+def _backward(ctx, grad):
+    return masked_patch_loss_backward(grad, *ctx.saved_tensors, *ctx.vk_rest, backend=ctx.vk_backend), *_CONSTANTS
+
+
+def _fake_backward(grad_loss, pred, *rest):
+    return torch.empty_like(pred, memory_format=torch.contiguous_format)
+
+
+def _native_backward(kernel, grad_loss, pred, video, masked_index, pt, ph, pw, convention, mean, std):
+    grad = empty(pred.shape, pred.dtype, pred.device)
+    kernel(grad_loss.to(_loss_dtype(pred)), pred.contiguous(), video, masked_index.contiguous(), grad, pt, ph, pw,
+           convention == "mae_st", mean, std)  # fmt: skip
+    return grad
+
+
+def _save_all(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:4])
+    ctx.vk_rest = inputs[4:10]
+
+
+def _double_backward(ctx, grad):
+    """The gradient is linear in grad_loss and in pred."""
+    grad_loss, pred, video, masked_index = ctx.saved_tensors
+    unit = masked_patch_loss_backward(
+        torch.ones_like(grad_loss), pred, video, masked_index, *ctx.vk_rest, backend=ctx.vk_backend
+    )
+    wide = grad.to(_loss_dtype(pred))
+    to_grad_loss = (wide * unit).sum().to(grad_loss.dtype)
+    to_pred = (wide * (grad_loss * (2 / max(1, pred.numel())))).to(pred.dtype)
+    return to_grad_loss, to_pred, *_CONSTANTS
+
+
+def _one_pass(op: Op, default: Callable) -> Callable:
+    """Plain eager calls on the CPU keep the gradient that they computed beside the loss."""
+
+    class OnePass(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *args):
+            grad = empty(args[0].shape, args[0].dtype, args[0].device)
+            loss = _native(op._native_cpu, *args[:9], grad=grad)
+            ctx.save_for_backward(grad)
+            return loss
+
+        @staticmethod
+        def backward(ctx, upstream):
+            (grad,) = ctx.saved_tensors
+            return _scaled(grad, upstream), *_CONSTANTS, None
+
+    def apply(*args):
+        on_cpu = args[9] in (None, "cpu") and args[0].is_cpu and op._native_cpu is not None
+        return (OnePass.apply if on_cpu and args[0].requires_grad else default)(*args)
+
+    return apply
+
+
+def _scaled(grad: torch.Tensor, upstream: torch.Tensor) -> torch.Tensor:
+    """The alias may become a leaf's .grad without a copy; if that is written to, the version check of the saved
+    tensor stops a second backward pass."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "masked_patch_loss: its gradient was computed in the forward pass and cannot be differentiated again.\n"
+            "HINT: use backend='reference' or torch.func for second derivatives."
+        )
+    return grad.detach() if upstream.item() == 1.0 else grad * upstream.to(grad.dtype)
+
+
+class _IntoBuffer(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, pred, grad_out, rest, backend):
+        loss = fill(pred, grad_out, rest, backend)
+        ctx.save_for_backward(grad_out)
+        return loss
+
+    @staticmethod
+    def backward(ctx, upstream):
+        (grad,) = ctx.saved_tensors
+        if not grad.is_cpu:
+            return grad * upstream.to(grad.dtype), None, None, None  # a look at `upstream` would stall the stream
+        return _scaled(grad, upstream), None, None, None
+
+
+def loss_into(pred: torch.Tensor, grad_out: torch.Tensor, rest: tuple, backend: str | None) -> torch.Tensor:
+    """The loss; `grad_out` receives the gradient before this returns. `rest`: the op's arguments behind pred."""
+    if pred.requires_grad and torch.is_grad_enabled():
+        return _IntoBuffer.apply(pred, grad_out.detach(), rest, backend)
+    return fill(pred, grad_out, rest, backend)
+
+
+def fill(pred: torch.Tensor, grad_out: torch.Tensor, rest: tuple, backend: str | None) -> torch.Tensor:
+    op = masked_patch_loss
+    name = backend or op.choose(pred, *rest)
+    if name == "cpu" and op.why_not(name, pred, *rest) is None:
+        loss = _native(op._native_cpu, pred.detach(), *rest, grad=grad_out)
+    else:
+        loss = op.run((pred, *rest), backend)
+        unit = torch.ones((), dtype=loss.dtype, device=loss.device)
+        with torch.no_grad():
+            grad_out.copy_(masked_patch_loss_backward.run((unit, pred, *rest), backend))
+            return loss
+    torch.autograd.graph.increment_version(grad_out)  # if it is pred, autograd must know
+    return loss
+
+
+masked_patch_loss = define(
+    OpSpec(
+        name="masked_patch_loss",
+        schema=f"({_ARGUMENTS}) -> Tensor",
+        reference=reference.masked_patch_loss,
+        fake=_fake,
+        native=_native,
+        supports=_supports,
+        setup_context=_save_inputs,
+        backward=_backward,
+        plain=_one_pass,
+    )
+)
+
+masked_patch_loss_backward = define(
+    OpSpec(
+        name="masked_patch_loss_backward",
+        schema=f"(Tensor grad_loss, {_ARGUMENTS}) -> Tensor",
+        reference=reference.masked_patch_loss_backward,
+        fake=_fake_backward,
+        native=_native_backward,
+        supports=lambda backend, grad_loss, *args: _supports(backend, *args),
+        setup_context=_save_all,
+        backward=_double_backward,
+    )
+)
