@@ -1,3 +1,5 @@
 """Modules of the masking family."""
 
-__all__: list[str] = []
+from vidkernels.nn.masking.embed import VisibleTubeEmbed
+
+__all__ = ["VisibleTubeEmbed"]
