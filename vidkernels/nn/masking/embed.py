@@ -112,7 +112,7 @@ class VisibleTubeEmbed(nn.Module):
             conv = getattr(conv, name, conv)
         if not isinstance(conv, nn.Conv2d | nn.Conv3d):
             raise TypeError(
-                f"VisibleTubeEmbed.from_conv3d: expected a Conv3d, Conv2d or patch embedding, got {type(conv).__name__}."
+                f"VisibleTubeEmbed.from_conv3d: expected Conv3d, Conv2d or patch embedding, got {type(conv).__name__}."
             )
         plain = conv.stride == conv.kernel_size and conv.groups == 1 and set(conv.dilation) == {1}
         if not plain or conv.padding not in ("valid", (0,) * len(conv.kernel_size)):
