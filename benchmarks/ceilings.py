@@ -13,7 +13,7 @@ _BYTES = 128 << 20
 def measure(device: str = "cpu", seconds: float = 4.0) -> dict[str, float]:
     """Bandwidths in GB/s and GEMM rates in GFLOP/s, each the best round of several.
 
-    Buffers are 128 MiB with huge pages where the system grants them, so that neither page faults nor small caches count.
+    Buffers are 128 MiB, with huge pages where the system grants them: neither page faults nor small caches count.
     """
     synchronize = torch.cuda.synchronize if device == "cuda" else None
     n = _BYTES // 4
