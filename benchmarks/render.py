@@ -85,8 +85,8 @@ def full(document: dict) -> str:
         lines = [line for row in document["ops"] for line in _long(row, usual.get(_key(row)))]
         parts += ["### Ops", _table(head, lines)]
         parts.append(
-            "`against ours`: how many times as long as ours. `spread`: first to third quartile. `usual in float32`: the "
-            "figure of the float32 row again, for those who would change the type as well."
+            "`against ours`: how many times as long as ours. `spread`: first to third quartile. `usual in float32`: "
+            "the figure of the float32 row again, for those who would change the type as well."
         )
     for title, text in (("### Pretraining step", _pretrain(document)), ("### Eager overhead", _overhead(document))):
         if text:
