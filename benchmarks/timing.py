@@ -1,0 +1,82 @@
+"""Interleaved timing of several functions that do the same job; pytest-benchmark's statistics."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+
+from pytest_benchmark.stats import Stats
+
+MIN_ROUNDS = 7
+MAX_ROUNDS = 41
+ROUND_SECONDS = 1e-3
+"""Calls shorter than this are repeated inside a round, or the clock would be part of the figure."""
+
+
+def interleave(
+    functions: dict[str, Callable[[], object]],
+    *,
+    before: dict[str, Callable[[], object]] | None = None,
+    seconds: float = 2.0,
+    synchronize: Callable[[], object] | None = None,
+) -> dict[str, dict]:
+    """Time the functions in turn, in an order that rotates from round to round.
+
+    Args:
+        functions: label -> call without arguments. Its result is dropped inside the timing.
+        before: label -> what runs before each timed call, outside the timing; such a call is never repeated in a round.
+        seconds: what the rounds should take together; at least MIN_ROUNDS are run however long they take.
+        synchronize: waits for the device; called before the clock is read.
+    Returns:
+        label -> {median_ms, q1_ms, q3_ms, min_ms, rounds, inner}.
+    """
+    before = before or {}
+    synchronize = synchronize or (lambda: None)
+
+    def once(label: str, inner: int) -> float:
+        function, prepare = functions[label], before.get(label)
+        if prepare is not None:
+            prepare()
+        synchronize()
+        start = time.perf_counter()
+        for _ in range(inner):
+            function()
+        synchronize()
+        return time.perf_counter() - start
+
+    inner = {}
+    for label in functions:
+        once(label, 1)  # warms caches, pools and lazy initialisation
+        first = once(label, 1)
+        repeat = 1 if label in before else max(1, round(ROUND_SECONDS / max(first, 1e-9)))
+        inner[label] = repeat
+        if repeat > 1:  # the second call of a quick function still tells little: adjust once
+            inner[label] = max(1, round(repeat * ROUND_SECONDS / max(once(label, repeat), 1e-9)))
+    lap = sum(once(label, inner[label]) for label in functions)
+    rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int(seconds / max(lap, 1e-9))))
+
+    stats = {label: Stats() for label in functions}
+    labels = list(functions)
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        for r in range(rounds):
+            for label in labels[r % len(labels) :] + labels[: r % len(labels)]:
+                stats[label].update(once(label, inner[label]) / inner[label])
+    finally:
+        if was_enabled:
+            gc.enable()
+    return {label: _summary(s, inner[label]) for label, s in stats.items()}
+
+
+def _summary(stats: Stats, inner: int) -> dict:
+    return {
+        "median_ms": 1e3 * stats.median,
+        "q1_ms": 1e3 * stats.q1,
+        "q3_ms": 1e3 * stats.q3,
+        "min_ms": 1e3 * stats.min,
+        "rounds": stats.rounds,
+        "inner": inner,
+    }
