@@ -132,7 +132,9 @@ class Op:
         if self._casts:
             device = args[self.spec.first_tensor].device.type
             if _autocast_enabled(device):
-                args = self._autocast_cast(args, device)
+                cast = self._autocast_cast(args, device)
+                with torch.autocast(device, enabled=False):  # once cast, nothing inside is to be cast again
+                    return self(*cast, backend=backend)
         if wants_grad and _grad_enabled():
             return self._apply_plain(*args, _backend.checked(backend))
         return self.run(args, backend)
