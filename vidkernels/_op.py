@@ -132,9 +132,7 @@ class Op:
         if self._casts:
             device = args[self.spec.first_tensor].device.type
             if _autocast_enabled(device):
-                cast = self._autocast_cast(args, device)
-                with torch.autocast(device, enabled=False):  # once cast, nothing inside is to be cast again
-                    return self(*cast, backend=backend)
+                args = self._autocast_cast(args, device)
         if wants_grad and _grad_enabled():
             return self._apply_plain(*args, _backend.checked(backend))
         return self.run(args, backend)
@@ -154,6 +152,10 @@ class Op:
             reason = self.why_not(_backend.checked(name), *args)
             if reason is not None:
                 self._refuse(name, args)
+        device = args[spec.first_tensor].device.type
+        if _autocast_enabled(device):  # casting is settled above this floor, by `autocast` of the spec
+            with torch.autocast(device, enabled=False):
+                return self._implementation(name)(*args)
         return self._implementation(name)(*args)
 
     # ---- backends
