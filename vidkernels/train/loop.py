@@ -115,7 +115,7 @@ class Trainer:
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.show_progress = show_progress and self.rank == 0
         self.optimizer = _optimizer(model, config)
-        self.generator = torch.Generator().manual_seed(config.seed * 7919 + self.rank)
+        self.generator = torch.Generator(self.device).manual_seed(config.seed * 7919 + self.rank)
         self.batches = ClipBatches(
             dataset,
             config.batch_size,

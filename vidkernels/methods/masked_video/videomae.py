@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vidkernels import functional as vkf
 from vidkernels import nn as vknn
@@ -82,8 +83,14 @@ class VideoMAE(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
+        # Without a position: its table would fix the clip's size.
         self.embed = vknn.VisibleTubeEmbed(
-            config.encoder.width, tube=config.tube, mean=config.mean, std=config.std
+            dim=config.encoder.width,
+            tube=config.tube,
+            grid=None,
+            mean=config.mean,
+            std=config.std,
+            position=None,
         )
         self.encoder = VideoViTEncoder(config.encoder)
         time, height, width = config.tube
@@ -129,7 +136,8 @@ class VideoMAE(nn.Module):
         """Visible tokens after the encoder: [B, Nv, D]."""
         length = mask.visible_index.shape[1] + mask.masked_index.shape[1]
         positions = self._table(length, self.config.encoder.width, clip.device)
-        return self.encoder(self.embed(clip, mask.visible_index, position=positions))
+        tokens = self.embed(clip, mask.visible_index)
+        return self.encoder(tokens + F.embedding(mask.visible_index, positions))
 
     def predict(self, clip: Tensor, mask: vkf.TokenMask) -> Tensor:
         """Normalised pixels of the masked tubes: [B, Nm, tube volume * 3], channel fastest."""
