@@ -1,0 +1,1 @@
+"""Pretraining by predicting masked parts of a video."""

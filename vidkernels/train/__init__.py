@@ -1,0 +1,14 @@
+"""The training loop, resumable to the bit, and its checkpoints."""
+
+from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from .loop import NonFiniteLossError, TrainConfig, Trainer, TrainReport
+
+__all__ = [
+    "CheckpointError",
+    "NonFiniteLossError",
+    "TrainConfig",
+    "TrainReport",
+    "Trainer",
+    "load_checkpoint",
+    "save_checkpoint",
+]
