@@ -1,5 +1,22 @@
 """From a clip to its visible tokens and back to a loss: masks, embedding, gather, scatter, patch loss."""
 
-from vidkernels.functional.masking.tokens import gather_tokens
+from vidkernels.functional.masking.masks import (
+    TokenMask,
+    block_mask,
+    random_mask,
+    running_cell_mask,
+    score_mask,
+    tube_mask,
+)
+from vidkernels.functional.masking.tokens import gather_tokens, scatter_tokens
 
-__all__ = ["gather_tokens"]
+__all__ = [
+    "TokenMask",
+    "block_mask",
+    "gather_tokens",
+    "random_mask",
+    "running_cell_mask",
+    "scatter_tokens",
+    "score_mask",
+    "tube_mask",
+]

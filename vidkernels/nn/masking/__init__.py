@@ -1,3 +1,5 @@
 """Modules of the masking family."""
 
-__all__: list[str] = []
+from vidkernels.nn.masking.masks import BlockMasking, RandomMasking, RunningCellMasking, TubeMasking
+
+__all__ = ["BlockMasking", "RandomMasking", "RunningCellMasking", "TubeMasking"]
