@@ -2,6 +2,25 @@
 
 from vidkernels.functional.masking.embed import embed_visible_tubes
 from vidkernels.functional.masking.loss import masked_patch_loss
-from vidkernels.functional.masking.tokens import gather_tokens
+from vidkernels.functional.masking.masks import (
+    TokenMask,
+    block_mask,
+    random_mask,
+    running_cell_mask,
+    score_mask,
+    tube_mask,
+)
+from vidkernels.functional.masking.tokens import gather_tokens, scatter_tokens
 
-__all__ = ["embed_visible_tubes", "gather_tokens", "masked_patch_loss"]
+__all__ = [
+    "TokenMask",
+    "block_mask",
+    "embed_visible_tubes",
+    "gather_tokens",
+    "masked_patch_loss",
+    "random_mask",
+    "running_cell_mask",
+    "scatter_tokens",
+    "score_mask",
+    "tube_mask",
+]
