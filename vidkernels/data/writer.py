@@ -110,6 +110,8 @@ def _add_stream(av, container, codec, rate, base, shape, crf, pix_fmt, rotation,
     stream.codec_context.time_base = base
     stream.options = {**({} if crf is None else {"crf": str(crf)}), **(options or {})}
     if rotation:
+        if not hasattr(stream, "set_display_rotation"):
+            fail("write_video", f"PyAV {av.__version__} cannot write a rotation.", "pip install -U av")
         stream.set_display_rotation(-rotation if rotation < 180 else 360 - rotation)
     return stream
 
