@@ -51,13 +51,14 @@ def test_item_depends_on_seed_epoch_and_index_alone(paths):
     assert not torch.equal(first[0], first[2]), "two clips of one video draw apart"
 
 
-def test_persistent_workers_see_the_epoch(paths):
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_persistent_workers_see_the_epoch(paths, method):
     dataset = dataset_of(paths)
     expected = []
     for epoch in (0, 1):
         dataset.set_epoch(epoch)
         expected.append(torch.stack([dataset[i] for i in range(6)]))
-    loader = DataLoader(dataset, batch_size=2, num_workers=2, persistent_workers=True, multiprocessing_context="fork")
+    loader = DataLoader(dataset, batch_size=2, num_workers=2, persistent_workers=True, multiprocessing_context=method)
     for epoch in (0, 1):
         dataset.set_epoch(epoch)
         assert torch.equal(torch.cat(list(loader)), expected[epoch])

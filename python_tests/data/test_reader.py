@@ -269,3 +269,12 @@ def test_fps_of_ntsc(make_video):
     reader = VideoReader(path)
     assert reader.fps == pytest.approx(30000 / 1001, abs=1e-9)
     assert reader.timestamps[7] == pytest.approx(7 * 1001 / 30000, abs=1e-9)
+
+
+def test_stream_that_changes_its_size(make_video, folder):
+    small, large = (make_video(f"{n}.h264", count=5, height=n, width=n, options={"bf": "0"}) for n in (32, 64))
+    joined = folder / "joined.h264"
+    joined.write_bytes(Path(small).read_bytes() + Path(large).read_bytes())
+    reader = VideoReader(joined)
+    assert len(reader) == 10
+    assert reader[:].shape == (10, 32, 32, 3)

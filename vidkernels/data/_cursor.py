@@ -86,7 +86,8 @@ class FrameCursor:
                 frame = self._until(i)
                 if frame is not None:
                     return frame
-        self._rewind()
+        # Last: one thread, where the fault of one packet cannot take the frames before it along.
+        self._rewind(threads=1)
         frame = self._until(i)
         if frame is None:
             self._lost.add(i)
@@ -128,10 +129,12 @@ class FrameCursor:
         return True
 
     # -- the decoder -------------------------------------------------------------------------------------------------
-    def _rewind(self) -> None:
+    def _rewind(self, threads: int | None = None) -> None:
         # Reopening is the one way back to the start that works for raw streams too.
         self.close()
-        self._container, self._stream = open_video(self._path, self._threads, self._options)
+        self._container, self._stream = open_video(
+            self._path, self._threads if threads is None else threads, self._options
+        )
         self._begin()
 
     def _begin(self) -> None:
