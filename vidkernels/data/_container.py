@@ -71,7 +71,7 @@ def _video_stream(container, path: str):
         _unreadable(path, "it is a text file")
     cover = 1024  # AV_DISPOSITION_ATTACHED_PIC: the cover art of an audio file is a "video" of one picture
     for stream in container.streams.video:
-        disposition = getattr(stream, "disposition", 0)  # PyAV 13 does not tell
+        disposition = getattr(stream, "disposition", 0)  # older PyAV does not tell
         if not int(getattr(disposition, "value", disposition)) & cover:
             if stream.codec_context is None:
                 _unreadable(path, "this FFmpeg build has no decoder for its video codec")
