@@ -63,7 +63,7 @@ if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25 does not know that nv
   set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
   set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
 endif()
-find_package(CUDAToolkit REQUIRED)
+# Not find_package(CUDAToolkit): it insists on libcudart.so, which the PyPI wheels lack and nothing here links.
 
 foreach(op ${VK_OPS})
   if(EXISTS ${PROJECT_SOURCE_DIR}/csrc/ops/${op}/${op}_cuda.cu)
@@ -75,7 +75,7 @@ target_compile_definitions(_C PRIVATE VK_BUILD_CUDA VK_CUDA_VERSION="${CMAKE_CUD
                            VK_CUDA_ARCHS="${_archs}")
 target_compile_options(_C PRIVATE
   $<$<COMPILE_LANGUAGE:CUDA>:--threads=2 -Xfatbin=-compress-all --expt-relaxed-constexpr -Xptxas=-warn-spills -lineinfo>)
-target_link_libraries(_C PRIVATE CUDA::cudart_static)
+target_include_directories(_C SYSTEM PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
 set_target_properties(_C PROPERTIES CUDA_ARCHITECTURES "${VIDKERNELS_CUDA_ARCHS}" CUDA_RUNTIME_LIBRARY Static
                       CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON)
 set(VK_CUDA ON)

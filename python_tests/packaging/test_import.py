@@ -123,5 +123,10 @@ def test_a_lower_instruction_set_can_be_forced(wish):
 
     if _native._C.build_info()["isa"] in ("base", "v2"):
         pytest.skip("this machine has nothing to lower")
-    code = "import os, sys; os.environ['VIDKERNELS_ISA'] = sys.argv[1]; import vidkernels as vk; print(vk.info()['native']['isa'])"
+    code = """
+import os, sys
+os.environ["VIDKERNELS_ISA"] = sys.argv[1]
+import vidkernels as vk
+print(vk.info()["native"]["isa"])
+"""
     assert python(code, wish).strip() == wish

@@ -28,7 +28,7 @@ def test_every_dependency_and_tool_is_pinned():
 def test_version_is_that_of_the_changelog():
     version = re.search(r'"(.+)"', (ROOT / "vidkernels/_version.py").read_text())[1]
     headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.M)
-    assert headings[0] == "Unreleased" or headings[0] == version
+    assert version == next(h for h in headings if h != "Unreleased")
 
 
 def test_pypi_toolchain_is_the_same_in_the_extra_and_in_the_build():
@@ -61,7 +61,8 @@ def test_sdist_builds_from_a_clean_tree_and_has_what_the_build_needs(tmp_path):
         check=True,
     )
     (archive,) = tmp_path.glob("*.tar.gz")
-    names = {n.split("/", 1)[1] for n in tarfile.open(archive).getnames() if "/" in n}
+    with tarfile.open(archive) as tar:
+        names = {n.split("/", 1)[1] for n in tar.getnames() if "/" in n}
     needed = {"CMakeLists.txt", "cmake/cuda.cmake", "cmake/cpu_kernels.cmake", "csrc/module.cpp", "pyproject.toml"}
     needed |= {f for f in files if f.startswith(("csrc/ops/", "csrc/core/", "csrc/device/", "vidkernels/"))}
     assert needed <= names, sorted(needed - names)
