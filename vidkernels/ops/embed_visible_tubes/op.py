@@ -39,7 +39,9 @@ def _fake(video, weight, bias, visible_index, position, tube, mean, std):
     return weight.new_empty(*visible_index.shape, weight.shape[0])
 
 
-def _why_not(backend, video, dtype, *others):
+def _why_not(video, dtype, *others):
+    if video.shape[4 if video.dtype is torch.uint8 else 1] > 32:
+        return "the kernels take at most 32 channels"
     if dtype not in _FLOATS:
         return f"{dtype} is not a floating type that it takes"
     if video.dtype is not torch.uint8 and video.dtype is not dtype:
@@ -50,7 +52,7 @@ def _why_not(backend, video, dtype, *others):
 
 
 def _supports(backend, video, weight, bias, visible_index, position, tube, mean, std):
-    return _why_not(backend, video, weight.dtype, bias, position)
+    return _why_not(video, weight.dtype, bias, position)
 
 
 def _native(kernel, video, weight, bias, visible_index, position, tube, mean, std):
@@ -108,7 +110,7 @@ def _fake_backward(grad_out, video, visible_index, tube, mean, std, with_positio
 
 
 def _supports_backward(backend, grad_out, video, visible_index, tube, mean, std, with_position):
-    return _why_not(backend, video, grad_out.dtype)
+    return _why_not(video, grad_out.dtype)
 
 
 def _native_backward(kernel, grad_out, video, visible_index, tube, mean, std, with_position):
