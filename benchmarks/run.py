@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 THREADS = os.cpu_count() or 1
 DTYPES = (torch.float32, torch.bfloat16)
 
-app = typer.Typer(help="Benchmarks of vidkernels.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(help="Benchmarks of vidkernels; without a command: all of them.", add_completion=False)
 Threads = Annotated[int, typer.Option(help="threads for torch and the kernels")]
 Device = Annotated[str, typer.Option(help="cpu or cuda")]
 Seconds = Annotated[float, typer.Option(help="time for the rounds of one row")]
@@ -143,6 +143,12 @@ def _write(machine: dict, **sections) -> Path:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+
+
+@app.callback(invoke_without_command=True)
+def _default(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        everything()
 
 
 @app.command()
