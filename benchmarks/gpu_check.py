@@ -36,8 +36,14 @@ def steps(arch: str) -> list[tuple[str, list[str]]]:
     """What is run, in order: (title, command)."""
     python, build = sys.executable, "build/gpu-check"
     tests = [python, "-m", "pytest", "python_tests", "-m", "gpu"]
-    configure = ["cmake", "-S", ".", "-B", build, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", "-DVIDKERNELS_CUDA=ON",
-                 f"-DVIDKERNELS_CUDA_ARCHS={arch}-real", "-DVIDKERNELS_INPLACE=ON", f"-DPython_EXECUTABLE={python}"]  # fmt: skip
+    options = {
+        "CMAKE_BUILD_TYPE": "Release",
+        "VIDKERNELS_CUDA": "ON",
+        "VIDKERNELS_CUDA_ARCHS": f"{arch}-real",
+        "VIDKERNELS_INPLACE": "ON",
+        "Python_EXECUTABLE": python,
+    }
+    configure = ["cmake", "-S", ".", "-B", build, "-G", "Ninja", *(f"-D{k}={v}" for k, v in options.items())]
     listed = [
         ("configure", configure),
         ("build", ["cmake", "--build", build]),
