@@ -142,8 +142,9 @@ class Job:
             return None, None
         back = arguments(sibling, self.dtype)
         read, written = sibling.bytes(*back)
-        both = own[1] + sibling.flops(*back) if own[1] is not None and sibling.flops is not None else None
-        return (own[0][0] + read, own[0][1] + written), both
+        # FLOPs that only one of the two declares are still a bound for both.
+        flops = (own[1] or 0) + (sibling.flops(*back) if sibling.flops is not None else 0)
+        return (own[0][0] + read, own[0][1] + written), flops or None
 
     def with_fresh(self) -> tuple[dict[str, Callable], dict[str, Callable]]:
         """The variants, and `fresh` (ours with an emptied pool) where the pool took part; with what runs before it."""

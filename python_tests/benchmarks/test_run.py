@@ -60,7 +60,7 @@ def peers(**functions):
 
 
 def rows(op, module, a_case=None, **kwargs):
-    return run.time_ops([(op, a_case or case())], CEILINGS, seconds=0.01, peers_of=lambda op: module, **kwargs)
+    return run.time_ops([(op, a_case or case())], seconds=0.01, peers_of=lambda op: module, **kwargs)
 
 
 def test_every_dtype_and_pass_gets_a_row():
@@ -71,6 +71,9 @@ def test_every_dtype_and_pass_gets_a_row():
         ("bfloat16", "forward"),
         ("bfloat16", "forward + backward"),
     ]
+    run.add_bounds(got, CEILINGS)
+    assert got[0]["bound_ms"] == pytest.approx(2 * 64 * 33 * 4 / 8e6)
+    assert got[2]["bound_ms"] == pytest.approx(2 * 64 * 33 * 2 / 8e6)
     for row in got:
         assert set(row["variants"]) == {"ours", "usual"}
         for t in row["variants"].values():
@@ -158,16 +161,17 @@ def test_interleave_prepares_outside_the_timing_and_alternates():
 
 
 def test_bound_takes_the_kinder_memory_model_and_the_harder_limit():
-    half_and_half = ceilings.bound(CEILINGS, torch.float32, (8_000_000, 8_000_000), None)
+    half_and_half = ceilings.bound(CEILINGS, "float32", (8_000_000, 8_000_000), None)
     assert half_and_half == {"bound_ms": 2.0, "bound_by": "memory"}  # copy at 8 GB/s beats 0.8 + 1.6 ms
-    reading = ceilings.bound(CEILINGS, torch.float32, (10_000_000, 0), 1e7)
+    reading = ceilings.bound(CEILINGS, "float32", (10_000_000, 0), 1e7)
     assert reading["bound_ms"] == pytest.approx(1.0)
-    assert ceilings.bound(CEILINGS, torch.bfloat16, (8, 8), 4e8) == {"bound_ms": 1.0, "bound_by": "arithmetic"}
-    assert ceilings.bound(CEILINGS, torch.float32, None, None)["bound_ms"] is None
+    assert ceilings.bound(CEILINGS, "bfloat16", (8, 8), 4e8) == {"bound_ms": 1.0, "bound_by": "arithmetic"}
+    assert ceilings.bound(CEILINGS, "float32", None, None)["bound_ms"] is None
 
 
 def document():
     done = rows(FakeOp(_reference), peers(usual=lambda x, scale: x + x, careful=_reference))
+    run.add_bounds(done, CEILINGS)
     lost = {"op": "lost", "case": "real_a", "dtype": "float32", "pass": "forward", "date": done[0]["date"]}
     return {
         "format": run.FORMAT,
