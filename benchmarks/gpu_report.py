@@ -23,6 +23,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 import torch
 import typer
 
+from benchmarks.variants import takes_floats
 from vidkernels import _native
 from vidkernels._case import Case
 from vidkernels._op import Op
@@ -136,11 +137,10 @@ def traffic_of(op: Op, case: Case, dtype: torch.dtype, emulator) -> dict:
     if clips > 1 or not kernels:
         seconds, kernels = run(first_clips(args, batch, clips))
     cut = first_clips(args, batch, clips)
-    floating = any(isinstance(a, torch.Tensor) and a.is_floating_point() for a in args)
     return {
         "op": op.name,
         "case": case.name,
-        "dtype": str(dtype).removeprefix("torch.") if floating else "-",
+        "dtype": str(dtype).removeprefix("torch.") if takes_floats(case) else "-",
         "clips": f"{clips} of {batch}",
         "seconds": round(seconds, 2),
         "minimum": list(case.bytes(*cut)),
@@ -161,9 +161,7 @@ def traffic(emulator, progress=lambda text: None) -> tuple[list[dict], list[dict
         if case.kind not in ("odd", "real") or case.bytes is None:
             continue
         dtypes = [d for d in DTYPES if d in case.dtypes]
-        if _same_arguments(case, dtypes):
-            dtypes = dtypes[:1]
-        for dtype in dtypes:
+        for dtype in dtypes if takes_floats(case) else dtypes[:1]:
             reason = op.why_not("simt_trace", *arguments(case, dtype))
             if reason is not None:
                 left_out.append({"op": op.name, "case": case.name, "reason": reason})
@@ -172,11 +170,6 @@ def traffic(emulator, progress=lambda text: None) -> tuple[list[dict], list[dict
             progress(f"{op.name} {case.name} {row['dtype']}: {row['clips']} clips in {row['seconds']} s")
             rows.append(row)
     return rows, left_out
-
-
-def _same_arguments(case: Case, dtypes: list[torch.dtype]) -> bool:
-    kinds = [tuple(a.dtype for a in arguments(case, d) if isinstance(a, torch.Tensor)) for d in dtypes]
-    return len(set(kinds)) == 1
 
 
 # ---- markdown

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +25,7 @@ from benchmarks import machine as machine_of
 from benchmarks import overhead as overhead_of
 from benchmarks import render as rendering
 from benchmarks.timing import interleave
-from benchmarks.variants import PASSES, Job, Refused, load_peers, peers_directory
+from benchmarks.variants import PASSES, Job, Refused, load_peers, peers_directory, takes_floats
 from vidkernels.testing import all_cases
 
 FORMAT = 1
@@ -67,9 +68,12 @@ def failures(junit_xml: str) -> dict[str, str]:
 def time_ops(
     pairs: list,
     *,
-    device: str = "cpu", seconds: float = 1.5, red: dict[str, str] | None = None,
-    peers_of=None, progress=lambda text: None,
-) -> list[dict]:  # fmt: skip
+    device: str = "cpu",
+    seconds: float = 1.5,
+    red: dict[str, str] | None = None,
+    peers_of: Callable | None = None,
+    progress: Callable[[str], object] = lambda text: None,
+) -> list[dict]:
     """One row per op, case, dtype and pass; a row is either timed or refused.
 
     Args:
@@ -89,7 +93,7 @@ def time_ops(
         has_peers = op.name in getattr(peers, "PEERS", {})
         if op.name.endswith("_backward") and not has_peers:
             continue
-        floating = _takes_floats(case)
+        floating = takes_floats(case)
         for dtype in [d for d in DTYPES if d in case.dtypes][: 2 if floating else 1]:
             for direction in PASSES[: 2 if case.grad else 1]:
                 row = {"op": op.name, "case": case.name, "dtype": _name(dtype) if floating else "-", "pass": direction}
@@ -116,14 +120,6 @@ def time_ops(
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _takes_floats(case) -> bool:
-    """Whether the case's arguments depend on the floating dtype at all."""
-    kinds = [
-        [a.dtype for a in case.args(torch.Generator().manual_seed(0), d) if isinstance(a, torch.Tensor)] for d in DTYPES
-    ]
-    return kinds[0] != kinds[1]
 
 
 def _write(machine: dict, **sections) -> Path:

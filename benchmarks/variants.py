@@ -160,6 +160,15 @@ def peers_directory(op: Op) -> str:
     return op.spec.reference.__module__.split(".")[-2]
 
 
+def takes_floats(case: Case) -> bool:
+    """Whether the floating dtype makes a difference to the case's arguments."""
+    kinds = [
+        [a.dtype for a in arguments(case, dtype) if isinstance(a, torch.Tensor)]
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+    return kinds[0] != kinds[1]
+
+
 def load_peers(directory: str) -> ModuleType | None:
     """`peers/<directory>.py`, or None if nobody wrote it."""
     path = PEERS_DIRECTORY / f"{directory}.py"
