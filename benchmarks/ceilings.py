@@ -44,7 +44,7 @@ def measure(device: str = "cpu", seconds: float = 4.0) -> dict[str, float]:
     }
 
 
-def bound(ceilings: dict[str, float], dtype: torch.dtype, moved: tuple[int, int] | None, flops: float | None) -> dict:
+def bound(ceilings: dict[str, float], dtype: str, moved: tuple[int, int] | None, flops: float | None) -> dict:
     """The least time for so many bytes read and written and so many FLOPs: {bound_ms, bound_by}, or None in both.
 
     Memory is given the shorter of two models: reads and writes one after the other, or together at the rate of a copy.
@@ -55,7 +55,7 @@ def bound(ceilings: dict[str, float], dtype: torch.dtype, moved: tuple[int, int]
         apart = read / ceilings["read_gb_s"] + written / ceilings["write_gb_s"]
         times["memory"] = min(apart, (read + written) / ceilings["copy_gb_s"]) / 1e6
     if flops is not None:
-        kind = "bfloat16" if dtype in (torch.bfloat16, torch.float16) else "float32"
+        kind = "bfloat16" if dtype in ("bfloat16", "float16") else "float32"
         times["arithmetic"] = flops / ceilings[f"gemm_{kind}_gflop_s"] / 1e6
     if not times:
         return {"bound_ms": None, "bound_by": None}

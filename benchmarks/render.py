@@ -142,15 +142,20 @@ def _share(row: dict) -> str:
 
 
 def _pretrain(document: dict) -> str:
-    if "pretrain" not in document:
+    """The object that pretrain_step.py writes: settings, and per precision a row for each variant, ours first."""
+    found = document.get("pretrain", {})
+    rows = []
+    for precision in ("fp32", "bf16"):
+        ours = next(iter(found[precision].values()))["median_s"] if precision in found else None
+        for variant, r in found.get(precision, {}).items():
+            spread = f"{_ms(1e3 * r['min_s'])} .. {_ms(1e3 * r['max_s'])}"
+            step, ratio = _ms(1e3 * r["median_s"]), _times(r["median_s"] / ours)
+            rows.append([variant, precision, step, spread, ratio, f"{r['peak_mb']:.0f}"])
+    if not rows:
         return ""
-    p = document["pretrain"]
-    ours = p["rows"][0]["step_ms"]
-    rows = [
-        [r["label"], f"{_ms(r['step_ms'])} ± {_ms(r['iqr_ms'])}", _times(r["step_ms"] / ours), f"{r['peak_mb']:.0f}"]
-        for r in p["rows"]
-    ]
-    return f"Pretraining step ({p['setting']}):\n\n" + _table(["", "ms per step", "against ours", "peak MB"], rows)
+    head = [f"pretraining step, ViT {found['preset']}, batch {found['batch']}", "type", "ms", "min .. max",
+            "against ours", "peak memory, MB"]  # fmt: skip
+    return _table(head, rows)
 
 
 def _overhead(document: dict) -> str:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +25,7 @@ from benchmarks import machine as machine_of
 from benchmarks import overhead as overhead_of
 from benchmarks import render as rendering
 from benchmarks.timing import interleave
-from benchmarks.variants import PASSES, Job, Refused, load_peers, peers_directory
+from benchmarks.variants import PASSES, Job, Refused, load_peers, peers_directory, takes_floats
 from vidkernels.testing import all_cases
 
 FORMAT = 1
@@ -32,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 THREADS = os.cpu_count() or 1
 DTYPES = (torch.float32, torch.bfloat16)
 
-app = typer.Typer(help="Benchmarks of vidkernels.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(help="Benchmarks of vidkernels; without a command: all of them.", add_completion=False)
 Threads = Annotated[int, typer.Option(help="threads for torch and the kernels")]
 Device = Annotated[str, typer.Option(help="cpu or cuda")]
 Seconds = Annotated[float, typer.Option(help="time for the rounds of one row")]
@@ -65,14 +66,18 @@ def failures(junit_xml: str) -> dict[str, str]:
 
 
 def time_ops(
-    pairs: list, ceilings: dict, *, device: str = "cpu", seconds: float = 1.5, red: dict[str, str] | None = None,
-    peers_of=None, progress=lambda text: None,
-) -> list[dict]:  # fmt: skip
+    pairs: list,
+    *,
+    device: str = "cpu",
+    seconds: float = 1.5,
+    red: dict[str, str] | None = None,
+    peers_of: Callable | None = None,
+    progress: Callable[[str], object] = lambda text: None,
+) -> list[dict]:
     """One row per op, case, dtype and pass; a row is either timed or refused.
 
     Args:
         pairs: (op, case) as `vidkernels.testing.all_cases` gives them, `real` cases only.
-        ceilings: what `ceilings.measure` returned.
         device: where the arguments live.
         seconds: for the rounds of one row.
         red: op -> failing test.
@@ -88,7 +93,7 @@ def time_ops(
         has_peers = op.name in getattr(peers, "PEERS", {})
         if op.name.endswith("_backward") and not has_peers:
             continue
-        floating = _takes_floats(case)
+        floating = takes_floats(case)
         for dtype in [d for d in DTYPES if d in case.dtypes][: 2 if floating else 1]:
             for direction in PASSES[: 2 if case.grad else 1]:
                 row = {"op": op.name, "case": case.name, "dtype": _name(dtype) if floating else "-", "pass": direction}
@@ -108,7 +113,6 @@ def time_ops(
                 backward = siblings.get((f"{op.name}_backward", case.name))
                 moved, flops = job.work({case.name: backward} if backward else {})
                 row |= {"backend": op.choose(*job.args), "bytes": list(moved) if moved else None, "flops": flops}
-                row |= ceilings_of.bound(ceilings, dtype, moved, flops)
                 functions, before = job.with_fresh()
                 row["variants"] = interleave(functions, before=before, seconds=seconds, synchronize=synchronize)
     return rows
@@ -116,14 +120,6 @@ def time_ops(
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _takes_floats(case) -> bool:
-    """Whether the case's arguments depend on the floating dtype at all."""
-    kinds = [
-        [a.dtype for a in case.args(torch.Generator().manual_seed(0), d) if isinstance(a, torch.Tensor)] for d in DTYPES
-    ]
-    return kinds[0] != kinds[1]
 
 
 def _write(machine: dict, **sections) -> Path:
@@ -141,8 +137,21 @@ def _write(machine: dict, **sections) -> Path:
     return path
 
 
+def add_bounds(rows: list[dict], ceilings: dict[str, float]) -> None:
+    """Give every timed row its `bound_ms` and `bound_by`."""
+    for row in rows:
+        if "variants" in row:
+            row |= ceilings_of.bound(ceilings, row["dtype"], row["bytes"], row["flops"])
+
+
 def _now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+
+
+@app.callback(invoke_without_command=True)
+def _default(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        everything()
 
 
 @app.command()
@@ -162,8 +171,12 @@ def ops(
     wanted = [p for p in pairs if not names or p[0].name.removesuffix("_backward") in names or p[0].name in names]
     red = failing_ops(sorted({op.name for op, _ in wanted})) if tests else {}
     machine = machine_of.describe(threads, device)
-    ceilings = ceilings_of.measure(device)
-    rows = time_ops(wanted, ceilings, device=device, seconds=seconds, red=red, progress=typer.echo)
+    # A shared machine drifts: the bounds take the better of a measurement before and one after the ops.
+    before = ceilings_of.measure(device)
+    rows = time_ops(wanted, device=device, seconds=seconds, red=red, progress=typer.echo)
+    after = ceilings_of.measure(device)
+    ceilings = {name: max(before[name], after[name]) for name in before}
+    add_bounds(rows, ceilings)
     path = _write(machine, command="python benchmarks/run.py " + " ".join(sys.argv[1:]), ceilings=ceilings, ops=rows)
     typer.echo(f"wrote {path.relative_to(ROOT)}")
     for row in rows:

@@ -142,8 +142,9 @@ class Job:
             return None, None
         back = arguments(sibling, self.dtype)
         read, written = sibling.bytes(*back)
-        both = own[1] + sibling.flops(*back) if own[1] is not None and sibling.flops is not None else None
-        return (own[0][0] + read, own[0][1] + written), both
+        # FLOPs that only one of the two declares are still a bound for both.
+        flops = (own[1] or 0) + (sibling.flops(*back) if sibling.flops is not None else 0)
+        return (own[0][0] + read, own[0][1] + written), flops or None
 
     def with_fresh(self) -> tuple[dict[str, Callable], dict[str, Callable]]:
         """The variants, and `fresh` (ours with an emptied pool) where the pool took part; with what runs before it."""
@@ -157,6 +158,15 @@ class Job:
 def peers_directory(op: Op) -> str:
     """The directory under vidkernels/ops/ that defines the op; its peers have the same name."""
     return op.spec.reference.__module__.split(".")[-2]
+
+
+def takes_floats(case: Case) -> bool:
+    """Whether the floating dtype makes a difference to the case's arguments."""
+    kinds = [
+        [a.dtype for a in arguments(case, dtype) if isinstance(a, torch.Tensor)]
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+    return kinds[0] != kinds[1]
 
 
 def load_peers(directory: str) -> ModuleType | None:

@@ -50,9 +50,7 @@ class _Stack(nn.Module):
             self.embed = nn.Linear(inputs, size.width, bias=False)
             self.mask_token = nn.Parameter(torch.zeros(1, 1, size.width))
             self.head = nn.Linear(size.width, outputs)
-        self.blocks = nn.ModuleList(
-            _Block(size.width, size.heads, hidden, attention) for _ in range(size.depth)
-        )
+        self.blocks = nn.ModuleList(_Block(size.width, size.heads, hidden, attention) for _ in range(size.depth))
         self.norm = nn.LayerNorm(size.width, eps=1e-6)
 
     def run(self, x):
