@@ -39,9 +39,39 @@ struct MaskedPatchLoss {
   Element pred_element, video_element;
   int64_t bad;  // out: flat position of the first index outside the grid, or -1 (CPU only)
 
-  int64_t length() const { return grid_t * grid_h * grid_w; }
-  int64_t pixels() const { return pt * ph * pw; }
+  VK_HD int64_t length() const { return grid_t * grid_h * grid_w; }
+  VK_HD int64_t pixels() const { return pt * ph * pw; }
 };
+
+/// What a channel's pixels become: target = ((x - high) - low) * factor.
+template <class Real>
+struct TargetMap {
+  Real high, low, factor;
+};
+
+/// The map of channel c from the means and squared deviations (sums over n pixels) of all channels.
+template <class Real>
+VK_HD TargetMap<Real> target_map(int64_t c, int64_t channels, int64_t n, const double* mean, const double* deviation,
+                                 const double* scale, const double* shift, bool joint, bool bytes) {
+  const double unit = bytes ? 255.0 : 1.0, epsilon = 1e-6;
+  const double s = scale ? scale[c] : 1.0;
+  double centre = mean[c], factor;
+  if (!joint) {
+    factor = s / (fabs(s) * sqrt(deviation[c] / double(n - 1)) + epsilon * unit);
+  } else {
+    double all = 0, spread = 0;
+    for (int64_t i = 0; i < channels; ++i) all += scale ? mean[i] * scale[i] + shift[i] : mean[i];
+    all /= double(channels);
+    for (int64_t i = 0; i < channels; ++i) {
+      const double si = scale ? scale[i] : 1.0, off = (scale ? mean[i] * scale[i] + shift[i] : mean[i]) - all;
+      spread += si * si * deviation[i] + double(n) * off * off;
+    }
+    centre = scale ? (all - shift[c]) / s : all;
+    factor = s / sqrt(spread / double(n * channels - 1) + epsilon * unit * unit);
+  }
+  const Real high = Real(centre);
+  return {high, Real(centre - double(high)), Real(factor)};
+}
 
 VK_CPU_KERNEL(masked_patch_loss, (MaskedPatchLoss & a))
 

@@ -77,10 +77,10 @@ def _save_all(ctx, inputs, output):
 def _double_backward(ctx, grad):
     """The gradient is linear in grad_loss and in pred."""
     grad_loss, pred, video, masked_index = ctx.saved_tensors
-    unit = masked_patch_loss_backward(
-        torch.ones_like(grad_loss), pred, video, masked_index, *ctx.vk_rest, backend=ctx.vk_backend
-    )
     wide = grad.to(_loss_dtype(pred))
+    unit = masked_patch_loss_backward(  # in the wide type: a sum of rounded halves would be far off
+        torch.ones_like(grad_loss), pred.to(wide.dtype), video, masked_index, *ctx.vk_rest, backend=ctx.vk_backend
+    )
     to_grad_loss = (wide * unit).sum().to(grad_loss.dtype)
     to_pred = (wide * (grad_loss * (2 / max(1, pred.numel())))).to(pred.dtype)
     return to_grad_loss, to_pred, *_CONSTANTS
