@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vidkernels import _backend, _native
+from vidkernels._case import ROUNDING
 from vidkernels.testing import all_cases, arguments, assert_close, assert_gradient_close, strided_copy, to_float64
 
 CASES = all_cases()
@@ -44,6 +45,11 @@ def backprop(op, case, args, backend=None, seed=1):
     loss = sum((o.double() * torch.randn(o.shape, generator=g, dtype=torch.float64)).sum() for o in outputs)
     leaves = {n: a for n, a in zip(op.spec.arg_names, args, strict=True) if n in case.grad and a is not None}
     return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values()))))
+
+
+def gradient_rtol(*dtypes):
+    """A float32 gradient of a bfloat16 computation is no better than bfloat16."""
+    return 4 * max(ROUNDING[d] for d in dtypes)
 
 
 def need(op, backend, args):
@@ -85,7 +91,8 @@ def test_backend_gradients(op, case, backend):
         expected = backprop(op, case, with_grad(op, case, to_float64(args)), "reference")
         actual = backprop(op, case, with_grad(op, case, args), backend)
         for name in expected:
-            assert_gradient_close(actual[name], expected[name], f"{op.name} {case.name} {backend} {dtype} d/d{name}")
+            what = f"{op.name} {case.name} {backend} {dtype} d/d{name}"
+            assert_gradient_close(actual[name], expected[name], what, gradient_rtol(dtype, actual[name].dtype))
     if not ran:
         need(op, backend, arguments(case, case.dtypes[0]))
 
@@ -249,6 +256,8 @@ def test_autocast_is_the_same_eager_and_compiled(op, case):
 
 @pytest.mark.parametrize(("op", "case"), SMALL, ids=ids(SMALL))
 def test_same_bits_for_any_thread_count(op, case, one_and_two_threads):
+    if not case.thread_bits:
+        pytest.skip("torch's matrix product is inside")
     args = arguments(case, case.dtypes[0])
     need(op, "cpu", args)
     for a, b in zip(*one_and_two_threads(lambda: tensors(op(*args))), strict=True):

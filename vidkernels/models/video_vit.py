@@ -142,9 +142,7 @@ class MaskedVideoDecoder(nn.Module):
         self.apply(_init_linear)
         nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
 
-    def forward(
-        self, visible: Tensor, visible_index: Tensor, masked_index: Tensor, positions: Tensor
-    ) -> Tensor:
+    def forward(self, visible: Tensor, visible_index: Tensor, masked_index: Tensor, positions: Tensor) -> Tensor:
         seen = self.embed(visible) + F.embedding(visible_index, positions)
         hidden = self.mask_token + F.embedding(masked_index, positions)
         tokens = torch.cat([seen, hidden], dim=1)
@@ -206,6 +204,5 @@ def grid_positions(grid: tuple[int, int, int], width: int) -> Tensor:
 def _require_even(name: str, width: int) -> None:
     if width % 2:
         raise ValueError(
-            f"{name}: expected an even `width` (sines and cosines come in pairs), got {width}.\n"
-            f"HINT: use {width + 1}."
+            f"{name}: expected an even `width` (sines and cosines come in pairs), got {width}.\nHINT: use {width + 1}."
         )

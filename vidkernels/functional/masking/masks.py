@@ -73,7 +73,6 @@ class TokenMask:
         return TokenMask(visible, masked, grid, mask.shape[1] - counts, counts)
 
 
-
 def tube_mask(
     batch: int,
     grid: tuple[int, int, int] = (8, 14, 14),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from vidkernels._case import ROUNDING, Case
@@ -102,3 +104,5 @@ CASES = {
         Case("real_videomae_b", _backward(*_VIDEOMAE_B), rtol=ROUNDING, bytes=_bytes_backward),
     ],
 }
+# The product is torch's, and its bits may change with the number of threads.
+CASES = {op: [replace(case, thread_bits=False) for case in cases] for op, cases in CASES.items()}

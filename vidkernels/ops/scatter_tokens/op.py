@@ -87,9 +87,7 @@ def _double_backward(ctx, visible, mask_token, position):
 scatter_tokens = define(
     OpSpec(
         name="scatter_tokens",
-        schema=(
-            "(Tensor visible, Tensor visible_index, SymInt length, Tensor mask_token, Tensor? position) -> Tensor"
-        ),
+        schema=("(Tensor visible, Tensor visible_index, SymInt length, Tensor mask_token, Tensor? position) -> Tensor"),
         reference=reference.scatter_tokens,
         fake=_fake,
         native=_native,
