@@ -23,14 +23,13 @@ namespace simt {
 /// The source position of a synchronising call. Unlike its program counter, it survives duplicated and unrolled code.
 using Where = std::source_location;
 
-struct BlockInfo {
-  uint3 block;
-  dim3 block_dim, grid_dim;
-  void* dynamic_shared;
-};
-// Constant within one call of a kernel, which is the only place where the compiler may merge two calls.
-[[gnu::const]] const uint3& thread_index() noexcept;
-[[gnu::const]] const BlockInfo& block_info() noexcept;
+// By value, so that the traced build sees no load. Constant within one call of a kernel, which is the only place where
+// the compiler may merge two calls.
+[[gnu::const]] uint3 thread_index() noexcept;
+[[gnu::const]] uint3 block_index() noexcept;
+[[gnu::const]] dim3 block_dim() noexcept;
+[[gnu::const]] dim3 grid_dim() noexcept;
+[[gnu::const]] void* dynamic_shared() noexcept;
 
 enum class Reduce : uint8_t { none, logical_or, logical_and, count };
 void barrier(Where where);
@@ -66,22 +65,21 @@ void launch(const char* kernel, dim3 grid, dim3 block, size_t dynamic_shared, Bo
 
 /// "vk::gather_kernel<float, 4>" from the compiler's own spelling of the template argument.
 template <auto Kernel>
-const char* kernel_name() {
-  static const auto name = [] {
-    constexpr std::string_view text = __PRETTY_FUNCTION__;
-    constexpr size_t begin = text.find("Kernel = ") + 9;
-    std::array<char, text.size() + 1> out{};
-    for (size_t i = begin, n = 0; i + 1 < text.size(); ++i) out[n++] = text[i];
-    return out;
-  }();
-  return name.data();
+constexpr auto kernel_name() {
+  constexpr std::string_view text = __PRETTY_FUNCTION__;
+  constexpr size_t begin = text.find("Kernel = ") + 9;
+  std::array<char, text.size() - begin> out{};  // without the closing bracket, with a final zero
+  for (size_t i = 0; i + 1 < out.size(); ++i) out[i] = text[begin + i];
+  return out;
 }
+template <auto Kernel>
+inline constexpr auto kKernelName = kernel_name<Kernel>();
 
 template <auto Kernel, class... Parameters, class... Arguments>
 void launch_as(void (*)(Parameters...), dim3 grid, dim3 block, size_t dynamic_shared, Arguments&&... arguments) {
   using Tuple = std::tuple<std::remove_cv_t<Parameters>...>;
   const Tuple converted(static_cast<Parameters>(arguments)...);
-  launch(kernel_name<Kernel>(), grid, block, dynamic_shared,
+  launch(kKernelName<Kernel>.data(), grid, block, dynamic_shared,
          [](const void* p) { std::apply(Kernel, *static_cast<const Tuple*>(p)); }, &converted, sizeof converted);
 }
 

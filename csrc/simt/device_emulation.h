@@ -33,12 +33,12 @@ using cudaStream_t = void*;
 
 #define VK_LAUNCH(kernel, grid, block, dynamic_shared, stream, ...) \
   ::simt::launch_kernel<kernel>(grid, block, dynamic_shared, stream __VA_OPT__(, ) __VA_ARGS__)
-#define VK_DYN_SHARED(T, name) T* name = static_cast<T*>(::simt::block_info().dynamic_shared)
+#define VK_DYN_SHARED(T, name) T* name = static_cast<T*>(::simt::dynamic_shared())
 
 #define threadIdx (::simt::thread_index())
-#define blockIdx (::simt::block_info().block)
-#define blockDim (::simt::block_info().block_dim)
-#define gridDim (::simt::block_info().grid_dim)
+#define blockIdx (::simt::block_index())
+#define blockDim (::simt::block_dim())
+#define gridDim (::simt::grid_dim())
 static constexpr int warpSize = 32;
 
 #undef assert

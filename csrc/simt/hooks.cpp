@@ -94,31 +94,20 @@ void __tsan_func_exit() {}
 void __tsan_vptr_update(void**, void*) {}
 void __tsan_vptr_read(void**) {}
 
-// The linker sends the module's calls of memcpy, memmove and memset here (--wrap): those of kernels are accesses.
-void* __real_memcpy(void*, const void*, size_t);
-void* __real_memmove(void*, const void*, size_t);
-void* __real_memset(void*, int, size_t);
-static bool in_kernel() {
-  const Worker* w = worker();
-  return w && w->current && !w->busy;
+// What trace_memory.h makes of memcpy, memmove and memset in kernel files.
+void* vk_simt_memcpy(void* to, const void* from, size_t n) {
+  access_range(from, n, Kind::load, __builtin_return_address(0));
+  access_range(to, n, Kind::store, __builtin_return_address(0));
+  return memcpy(to, from, n);
 }
-void* __wrap_memcpy(void* to, const void* from, size_t n) {
-  if (in_kernel()) {
-    access_range(from, n, Kind::load, __builtin_return_address(0));
-    access_range(to, n, Kind::store, __builtin_return_address(0));
-  }
-  return __real_memcpy(to, from, n);
+void* vk_simt_memmove(void* to, const void* from, size_t n) {
+  access_range(from, n, Kind::load, __builtin_return_address(0));
+  access_range(to, n, Kind::store, __builtin_return_address(0));
+  return memmove(to, from, n);
 }
-void* __wrap_memmove(void* to, const void* from, size_t n) {
-  if (in_kernel()) {
-    access_range(from, n, Kind::load, __builtin_return_address(0));
-    access_range(to, n, Kind::store, __builtin_return_address(0));
-  }
-  return __real_memmove(to, from, n);
-}
-void* __wrap_memset(void* to, int value, size_t n) {
-  if (in_kernel()) access_range(to, n, Kind::store, __builtin_return_address(0));
-  return __real_memset(to, value, n);
+void* vk_simt_memset(void* to, int value, size_t n) {
+  access_range(to, n, Kind::store, __builtin_return_address(0));
+  return memset(to, value, n);
 }
 }
 #endif

@@ -27,7 +27,8 @@ std::atomic<bool> launch_failed;  // of this op: later launches would only repor
 
 void prepare(Worker& w, const Launch& launch) {
   w.launch = &launch;
-  w.failed = w.stop = false;
+  w.failed = false;
+  w.stop = false;
   const int threads = int(launch.block.x * launch.block.y * launch.block.z);
   w.threads = threads;
   if (w.lanes.size() < size_t(threads)) w.lanes.resize(size_t(threads));
@@ -46,7 +47,6 @@ void prepare(Worker& w, const Launch& launch) {
   w.lane_order.resize(32);
   std::iota(w.lane_order.begin(), w.lane_order.end(), 0);
   w.shared.prepare(launch.dynamic_shared);
-  w.block = {{0, 0, 0}, launch.block, launch.grid, w.shared.dynamic()};
   w.counters = std::make_unique<LaunchCounters>(int(w.warps.size()));
 }
 
@@ -87,7 +87,9 @@ bool valid(const Launch& l) {
   if (l.dynamic_shared > kMaxDynamicShared)
     why = std::to_string(l.dynamic_shared) + " bytes of dynamic shared memory are more than any card has (232448)";
   if (why.empty()) return true;
-  Problem p{"launch", "grid " + text_of(l.grid) + " block " + text_of(l.block) + ": " + why};
+  Problem p;
+  p.kind = "launch";
+  p.text = "grid " + text_of(l.grid) + " block " + text_of(l.block) + ": " + why;
   p.kernel = l.kernel;
   add_problem(std::move(p));
   return false;
@@ -157,7 +159,10 @@ void memset_async(void* data, int value, size_t bytes) {
     std::memset(data, value, bytes);
     return;
   }
-  add_problem({"out-of-bounds", "memset_async of " + std::to_string(bytes) + " bytes does not lie in a writable buffer"});
+  Problem p;
+  p.kind = "out-of-bounds";
+  p.text = "memset_async of " + std::to_string(bytes) + " bytes does not lie in a writable buffer";
+  add_problem(std::move(p));
 }
 
 }  // namespace simt

@@ -17,7 +17,7 @@ std::map<std::pair<std::string, const void*>, uint64_t> sightings;
 std::string where_text(const std::vector<Frame>& frames, const void* pc) {
   if (!pc) return "";
   if (frames.empty()) {
-    char text[64];
+    char text[96];
     snprintf(text, sizeof text, "module offset 0x%x (no line: addr2line or debug information is missing)", pc_offset(pc));
     return text;
   }
@@ -44,10 +44,14 @@ void add_problem(Problem p) {
 }
 
 void report(const char* kind, const void* pc, std::string text, const void* other_pc) {
-  Problem p{kind, std::move(text), pc, other_pc};
+  Problem p;
+  p.kind = kind;
+  p.text = std::move(text);
+  p.pc = pc;
+  p.other_pc = other_pc;
   if (const Worker* w = worker()) {
     p.kernel = w->launch->kernel;
-    p.block = w->block.block;
+    p.block = w->block;
     p.in_thread = w->current != nullptr;
     if (w->current) p.thread = w->current->thread;
   }

@@ -8,14 +8,13 @@
 namespace simt {
 
 struct Problem {
-  const char* kind;  // "shared-race", "out-of-bounds", ...: the table in README.md
+  const char* kind = "";  // "shared-race", "out-of-bounds", ...: the table in README.md
   std::string text;
   const void* pc = nullptr;        // where it happened
   const void* other_pc = nullptr;  // the access it conflicts with
   std::string kernel;
   uint3 block{}, thread{};
   bool in_thread = false;  // block and thread are known
-  uint64_t count = 1;
 };
 
 /// Counts the problem and says whether (kind, pc) is new, so that only then its text has to be made.
@@ -28,7 +27,6 @@ void report(const char* kind, const void* pc, std::string text, const void* othe
 void add_problem(Problem p);
 
 void clear_problems();
-bool any_problem();
 /// The text of all problems, or "" if there are none; forgets them.
 std::string take_report(const std::string& op);
 

@@ -1,6 +1,7 @@
 // Runs the threads of one block. A carrier stack starts threads one after another, so a kernel that never waits costs
 // no switch per thread; a thread that waits keeps its carrier, and another carrier starts the rest.
 #include <algorithm>
+#include <cstdlib>
 #include <exception>
 #include <string>
 
@@ -36,6 +37,7 @@ void carry() {
         abandon();
       }
       w->current->state = State::done;
+      w->current = nullptr;
       --w->live;
     }
     w->free_carriers.push_back(carrier);
@@ -213,8 +215,11 @@ void shuffle_order(std::vector<int>& order, uint64_t seed) {
 
 __thread Worker* this_worker = nullptr;
 
-const uint3& thread_index() noexcept { return this_worker->current->thread; }
-const BlockInfo& block_info() noexcept { return this_worker->block; }
+uint3 thread_index() noexcept { return this_worker->current->thread; }
+uint3 block_index() noexcept { return this_worker->block; }
+dim3 block_dim() noexcept { return this_worker->launch->block; }
+dim3 grid_dim() noexcept { return this_worker->launch->grid; }
+void* dynamic_shared() noexcept { return this_worker->shared.dynamic(); }
 
 void abandon() {
   Worker* w = worker();
@@ -231,7 +236,7 @@ void timed_out(const void* pc) {
 
 void trap(const char* message) {
   const void* pc = __builtin_return_address(0);
-  if (!worker() || !worker()->current) return std::abort();
+  if (!worker() || !worker()->current) std::abort();
   if (first_sight("trap", pc)) report("trap", pc, message);
   abandon();
 }
@@ -273,7 +278,7 @@ void barrier(Where where) {
 void run_block(Worker& w, uint64_t index) {
   const Launch& launch = *w.launch;
   const dim3 g = launch.grid;
-  w.block.block = {unsigned(index % g.x), unsigned(index / g.x % g.y), unsigned(index / g.x / g.y)};
+  w.block = {unsigned(index % g.x), unsigned(index / g.x % g.y), unsigned(index / g.x / g.y)};
   w.live = w.threads;
   for (int i = 0; i < w.threads; ++i) {
     w.lanes[size_t(i)].state = State::fresh;

@@ -74,7 +74,7 @@ struct Worker {
   // ---- what runs
   const Launch* launch = nullptr;
   Lane* current = nullptr;  // null while the scheduler runs
-  BlockInfo block{};
+  uint3 block{};
   bool failed = false;          // the block was abandoned
   volatile bool stop = false;   // set by the watchdog, polled at every call into the emulator
   volatile uint64_t blocks_done = 0;
