@@ -57,7 +57,7 @@ __global__ void diverged_kernel(const float* x, float* y) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   float v = 0;
   if (i % 2)
-    for (int k = 0; k < i % 4; ++k) v += x[i];
+    for (int k = 0; k < i % 4; ++k) v += x[i ^ k];
   y[i] = v;
 }
 

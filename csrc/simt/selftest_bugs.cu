@@ -89,8 +89,7 @@ __global__ void divergent_wait_kernel(const float* x, float* y) {
 template <bool Bug>
 __global__ void read_outside_kernel(const float* x, float* y, int n) {
   const int i = blockIdx.x * kThreads + threadIdx.x;
-  const float v = Bug || i < n ? x[i] : 0.0f;  // BUG read_outside
-  if (i < n) y[i] = v;
+  if (i < n) y[i] = x[i + (Bug ? 1 : 0)];  // BUG read_outside
 }
 
 template <bool Bug>

@@ -94,6 +94,13 @@ std::vector<StaticShared> read_symbols() {
   return out;
 }
 
+/// Frames of the intrinsics' own wrappers tell nobody anything.
+bool is_wrapper(const std::string& file) {
+  for (const char* name : {"/device_emulation.h", "/vk_async.cuh", "/vk_mma.cuh"})
+    if (file.ends_with(name)) return true;
+  return false;
+}
+
 /// Runs addr2line and returns what it printed; "" if it is not there.
 std::string run_addr2line(const std::vector<std::string>& addresses) {
   std::vector<std::string> words{"addr2line", "-e", module().path, "-f", "-C", "-i", "-a"};
@@ -167,7 +174,9 @@ std::vector<std::vector<Frame>> symbolise(const std::vector<const void*>& pcs) {
       function = line;
     } else if (answer < owners.size() && line.rfind("??", 0) != 0) {
       const size_t colon = line.rfind(':');
-      out[owners[answer]].push_back({function, short_path(line.substr(0, colon)), std::atoi(line.c_str() + colon + 1)});
+      const std::string file = line.substr(0, colon);
+      const int number = std::atoi(line.c_str() + colon + 1);
+      if (number > 0 && !is_wrapper(file)) out[owners[answer]].push_back({function, short_path(file), number});
     }
     expect_function = !expect_function;
   }
