@@ -152,9 +152,7 @@ def draw_sheet(results: list[dict[str, torch.Tensor]], scores: list[dict[str, fl
     plt = _pyplot()
     frames = results[0]["original"].shape[1]
     shown = [round(i * (frames - 1) / 3) for i in range(min(4, frames))]
-    rows = [
-        (number, kind) for number in range(len(results)) for kind in ("original", "masked", "reconstruction")
-    ]
+    rows = [(number, kind) for number in range(len(results)) for kind in ("original", "masked", "reconstruction")]
     figure, axes = plt.subplots(
         len(rows), len(shown), figsize=(2.3 * len(shown), 2.3 * len(rows) + 0.6), layout="constrained"
     )
@@ -213,9 +211,7 @@ def main(arguments: list[str] | None = None) -> None:
         checkpoint_every=max(1, min(100, steps // 3)),
     )
     checkpoint = options.out / "checkpoint.pt"
-    trainer = Trainer(
-        model, clips(preset, "random"), config, checkpoint=checkpoint, show_progress=not options.quiet
-    )
+    trainer = Trainer(model, clips(preset, "random"), config, checkpoint=checkpoint, show_progress=not options.quiet)
     report = trainer.fit(resume=options.resume)
     if rank != 0:
         return
@@ -241,9 +237,7 @@ def main(arguments: list[str] | None = None) -> None:
     last = report.losses[-max(1, steps // 20) :]
     print(f"loss {report.losses[0]:.3f} -> {sum(last) / len(last):.3f} in {report.seconds:.0f} s")
     for name, score in zip(CLIPS, scores):
-        print(
-            f"{name}: masked tubes {score['prediction']:.1f} dB, mean colours {score['mean_colour']:.1f} dB"
-        )
+        print(f"{name}: masked tubes {score['prediction']:.1f} dB, mean colours {score['mean_colour']:.1f} dB")
     print(f"see {options.out}/reconstruction.png and {options.out}/loss.png")
 
 

@@ -53,9 +53,7 @@ def test_one_step_is_adamw_with_decay_on_matrices_only():
     # The first Adam step is the sign of the gradient.
     for (name, value), grad in zip(model.named_parameters(), gradient):
         decay = 0.01 * 0.5 * before[name] if name.endswith("weight") else 0
-        torch.testing.assert_close(
-            value.detach(), before[name] - decay - 0.01 * grad.sign(), rtol=1e-4, atol=1e-6
-        )
+        torch.testing.assert_close(value.detach(), before[name] - decay - 0.01 * grad.sign(), rtol=1e-4, atol=1e-6)
 
 
 def test_loss_goes_down_and_the_bar_is_drawn(capsys):
