@@ -1,4 +1,5 @@
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -53,8 +54,9 @@ def test_masked_pixels_do_not_reach_the_prediction():
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 16, 16), (2, 6, 24, 40), (1, 10, 56, 8 * 5)])
-def test_any_frame_count_and_odd_grid_in_one_model(shape):
-    model = VideoMAE(Config.tiny())
+@pytest.mark.parametrize("positions", ["sequence", "grid"])
+def test_any_frame_count_and_odd_grid_in_one_model(shape, positions):
+    model = VideoMAE(replace(Config.tiny(), positions=positions))
     clip = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8)
     result = model.reconstruct(clip, torch.Generator().manual_seed(0))
     assert result["reconstruction"].shape == clip.shape
@@ -242,3 +244,8 @@ def test_parameter_count_is_the_published_one():
 def test_wrong_clips_are_refused_with_a_hint(clip, message):
     with pytest.raises(ValueError, match=message):
         VideoMAE(Config.tiny()).training_step(clip)
+
+
+def test_unknown_positions_are_refused():
+    with pytest.raises(ValueError, match=r"`positions` 'sequence' or 'grid'[\s\S]*HINT"):
+        replace(Config.tiny(), positions="learned")

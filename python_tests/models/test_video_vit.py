@@ -103,3 +103,22 @@ def test_wrong_sizes_are_refused_with_a_hint():
         VideoViTConfig(width=100, heads=3)
     with pytest.raises(ValueError, match=r"even `width`[\s\S]*HINT: use 34"):
         grid_positions((1, 2, 3), 33)
+
+
+@pytest.mark.parametrize("length", [160, 600])  # written out, fused
+def test_bfloat16_attention_is_as_close_to_float64_as_torch_gets(length):
+    torch.manual_seed(0)
+    block = VideoViTEncoder(VideoViTConfig.tiny()).blocks[0]
+    x = torch.randn(2, length, 64)
+
+    def attend(tokens, precision):
+        tokens = tokens.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            out = block.double().attention(tokens.double()) if precision == "fp64" else block.attention(tokens)
+        out.double().square().sum().backward()
+        return out.detach().double(), tokens.grad.double()
+
+    low = attend(x, "bf16")
+    exact = attend(x, "fp64")
+    for value, expected in zip(low, exact):
+        assert (value - expected).norm() / expected.norm() < 2e-2

@@ -189,22 +189,31 @@ def launch(folder, mode):
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
-def test_two_processes_equal_one_with_twice_the_batch_and_stop_together(tmp_path):
+needs_distributed = pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="this torch has no torch.distributed"
+)
+
+
+@needs_distributed
+def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
     torch.manual_seed(0)
     single = Regression()
     config = TrainConfig(steps=10, batch_size=4, learning_rate=0.01)
     Trainer(single, clips(), config, show_progress=False).fit()
-
-    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
-    straight.mkdir()
-    stopped.mkdir()
-    (step, first), (_, second) = launch(straight, "go")
+    (step, first), (_, second) = launch(tmp_path, "go")
     assert step == 10
     assert torch.equal(first["linear.weight"], second["linear.weight"])
     torch.testing.assert_close(first, dict(single.state_dict()), rtol=1e-4, atol=1e-6)
 
+
+@needs_distributed
+@pytest.mark.slow
+def test_ctrl_c_in_one_process_stops_both_and_both_resume(tmp_path):
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    straight.mkdir()
+    stopped.mkdir()
+    (_, expected), _ = launch(straight, "go")
     assert [step for step, _ in launch(stopped, "stop")] == [6, 6]
     (step, resumed), _ = launch(stopped, "go")
     assert step == 10
-    assert torch.equal(resumed["linear.weight"], first["linear.weight"])
+    assert torch.equal(resumed["linear.weight"], expected["linear.weight"])

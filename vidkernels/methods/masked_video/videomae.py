@@ -12,6 +12,7 @@ may change from call to call.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -20,7 +21,13 @@ from torch.nn import functional as F
 
 from vidkernels import functional as vkf
 from vidkernels import nn as vknn
-from vidkernels.models import MaskedVideoDecoder, VideoViTConfig, VideoViTEncoder, sequence_positions
+from vidkernels.models import (
+    MaskedVideoDecoder,
+    VideoViTConfig,
+    VideoViTEncoder,
+    grid_positions,
+    sequence_positions,
+)
 
 from .._card import Card
 
@@ -38,7 +45,11 @@ _TARGET_EPS = 1e-6
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes of a VideoMAE; the clip's own size is not one of them."""
+    """Sizes of a VideoMAE; the clip's own size is not one of them.
+
+    `positions`: "sequence", sinusoids of the flattened token index as in the authors' code, or "grid", sinusoids
+    of time, height and width each.
+    """
 
     encoder: VideoViTConfig = field(default_factory=VideoViTConfig.base)
     decoder: VideoViTConfig = field(default_factory=lambda: VideoViTConfig(width=384, depth=4, heads=6))
@@ -46,6 +57,14 @@ class Config:
     mask_ratio: float = 0.9
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    positions: str = "sequence"
+
+    def __post_init__(self) -> None:
+        if self.positions not in ("sequence", "grid"):
+            raise ValueError(
+                f"VideoMAE: expected `positions` 'sequence' or 'grid', got {self.positions!r}.\n"
+                "HINT: 'sequence' is the paper's code; 'grid' tells time, height and width apart."
+            )
 
     @classmethod
     def tiny(cls) -> Config:
@@ -98,7 +117,7 @@ class VideoMAE(nn.Module):
             config.decoder, encoder_width=config.encoder.width, outputs=time * height * width * 3
         )
         self.loss = vknn.MaskedPatchLoss(tube=config.tube, convention="videomae")
-        self._positions: dict[tuple[int, int, torch.device], Tensor] = {}
+        self._tables: dict[tuple[tuple[int, int, int], int, torch.device], Tensor] = {}
 
     def grid(self, clip: Tensor) -> tuple[int, int, int]:
         """Tokens along time, height and width of a clip."""
@@ -119,12 +138,16 @@ class VideoMAE(nn.Module):
             )
         return tuple(length // step for length, step in zip(size, tube))
 
-    def _table(self, length: int, width: int, device: torch.device) -> Tensor:
+    def _positions(self, clip: Tensor, width: int) -> Tensor:
         # The table depends on the clip's size, so it is no buffer; a handful of sizes occur in practice.
-        key = (length, width, device)
-        if key not in self._positions:
-            self._positions[key] = sequence_positions(length, width).to(device)
-        return self._positions[key]
+        key = (self.grid(clip), width, clip.device)
+        if key not in self._tables:
+            if self.config.positions == "grid":
+                table = grid_positions(key[0], width)
+            else:
+                table = sequence_positions(math.prod(key[0]), width)
+            self._tables[key] = table.to(clip.device)
+        return self._tables[key]
 
     def mask(self, clip: Tensor, generator: torch.Generator | None = None) -> vkf.TokenMask:
         """One tube mask per clip of the batch."""
@@ -134,17 +157,14 @@ class VideoMAE(nn.Module):
 
     def encode(self, clip: Tensor, mask: vkf.TokenMask) -> Tensor:
         """Visible tokens after the encoder: [B, Nv, D]."""
-        length = mask.visible_index.shape[1] + mask.masked_index.shape[1]
-        positions = self._table(length, self.config.encoder.width, clip.device)
+        positions = self._positions(clip, self.config.encoder.width)
         tokens = self.embed(clip, mask.visible_index)
         return self.encoder(tokens + F.embedding(mask.visible_index, positions))
 
     def predict(self, clip: Tensor, mask: vkf.TokenMask) -> Tensor:
         """Normalised pixels of the masked tubes: [B, Nm, tube volume * 3], channel fastest."""
-        encoded = self.encode(clip, mask)
-        length = mask.visible_index.shape[1] + mask.masked_index.shape[1]
-        positions = self._table(length, self.config.decoder.width, clip.device)
-        return self.decoder(encoded, mask.visible_index, mask.masked_index, positions)
+        positions = self._positions(clip, self.config.decoder.width)
+        return self.decoder(self.encode(clip, mask), mask.visible_index, mask.masked_index, positions)
 
     def training_step(self, clip: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Mask, predict, compare: {"loss": scalar}. The mask is drawn from `generator`."""
