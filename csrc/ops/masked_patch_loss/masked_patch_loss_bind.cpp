@@ -1,10 +1,9 @@
-#include "ops/masked_patch_loss/masked_patch_loss.h"
-
 #include <pybind11/stl.h>
 
 #include <vector>
 
 #include "core/bind.h"
+#include "ops/masked_patch_loss/masked_patch_loss.h"
 
 namespace vk {
 namespace {
@@ -94,12 +93,9 @@ MaskedPatchLoss forward_args(int device, const Tensor& pred, const Tensor& video
 
 MaskedPatchLoss backward_args(int device, const Tensor& grad_loss, const Tensor& pred, const Tensor& video,
                               const Tensor& index, const Tensor& grad, const Tube& tube) {
-  const Check check("masked_patch_loss_backward", device,
-                    {{"grad_loss", &grad_loss},
-                     {"pred", &pred},
-                     {"video", &video},
-                     {"masked_index", &index},
-                     {"grad", &grad}});
+  const Check check(
+      "masked_patch_loss_backward", device,
+      {{"grad_loss", &grad_loss}, {"pred", &pred}, {"video", &video}, {"masked_index", &index}, {"grad", &grad}});
   MaskedPatchLoss a = arguments(check, pred, video, index, grad, tube);
   check.shape(grad_loss, {});
   check.dtype(grad_loss, {pred.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32});
@@ -138,13 +134,13 @@ void forward_cuda(const Tensor& pred, const Tensor& video, const Tensor& index, 
                   const Numbers& mean, const Numbers& std) {
   const MaskedPatchLoss a =
       forward_args(kGpuDevice, pred, video, index, loss, partial, grad, {pt, ph, pw, joint, mean, std});
-  GpuLaunch launch("masked_patch_loss", {{"pred", &pred, a.grad == a.pred ? GpuLaunch::Buffer::inout
-                                                                          : GpuLaunch::Buffer::in},
-                                         {"video", &video, GpuLaunch::Buffer::in},
-                                         {"masked_index", &index, GpuLaunch::Buffer::in},
-                                         {"loss", &loss, GpuLaunch::Buffer::out},
-                                         {"partial", &partial, GpuLaunch::Buffer::out},
-                                         {"grad", &grad, GpuLaunch::Buffer::out}});
+  GpuLaunch launch("masked_patch_loss",
+                   {{"pred", &pred, a.grad == a.pred ? GpuLaunch::Buffer::inout : GpuLaunch::Buffer::in},
+                    {"video", &video, GpuLaunch::Buffer::in},
+                    {"masked_index", &index, GpuLaunch::Buffer::in},
+                    {"loss", &loss, GpuLaunch::Buffer::out},
+                    {"partial", &partial, GpuLaunch::Buffer::out},
+                    {"grad", &grad, GpuLaunch::Buffer::out}});
   masked_patch_loss_cuda(a, launch.stream());
   launch.finish();
 }

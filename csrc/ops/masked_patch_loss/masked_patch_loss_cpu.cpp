@@ -5,12 +5,13 @@
 //           and factors stay in registers. Byte sums and squares are exact in fp32 lanes (at most 256 a lane).
 //   Rows    everything else: pixels are gathered into [pixel, channel] scratch as Real, statistics in fp64.
 //
-// Pixel rows are 48 bytes in lines that the prefetcher does not follow, so the tube kAhead places on is fetched by hand.
-#include "ops/masked_patch_loss/masked_patch_loss.h"
-
+// Pixel rows are 48 bytes in lines that the prefetcher does not follow, so the tube kAhead places on is fetched by
+// hand.
 #include <cstdlib>
 #include <cstring>
-#if defined(__AVX512F__) || defined(__F16C__)
+
+#include "ops/masked_patch_loss/masked_patch_loss.h"
+#if defined(__SSE4_1__)
 // gcc 12 warns about the deliberately undefined registers of its own intrinsics.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
@@ -45,9 +46,32 @@ V read(const T* p) {
   return v;
 }
 
-Floats load(const uint8_t* p) { return __builtin_convertvector(__builtin_convertvector(read<Bytes>(p), Ints), Floats); }
 Floats load(const float* p) { return read<Floats>(p); }
-Floats load(const bf16* p) { return (Floats)(__builtin_convertvector(read<Halves>(p), Words) << 16); }
+
+// gcc 12 takes __builtin_convertvector between element sizes apart, lane by lane; hence intrinsics where there are any.
+#if defined(__AVX512BW__)
+Ints widen(Bytes x) { return (Ints)_mm512_cvtepu8_epi32((__m128i)x); }
+Words widen(Halves x) { return (Words)_mm512_cvtepu16_epi32((__m256i)x); }
+Halves narrow(Words x) { return (Halves)_mm512_cvtepi32_epi16((__m512i)x); }
+#elif defined(__AVX2__)
+Ints widen(Bytes x) { return (Ints)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bit_cast<int64_t>(x))); }
+Words widen(Halves x) { return (Words)_mm256_cvtepu16_epi32((__m128i)x); }
+Halves narrow(Words x) {
+  const __m256i v = (__m256i)x;
+  return (Halves)_mm_packus_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+}
+#elif defined(__SSE4_1__)
+Ints widen(Bytes x) { return (Ints)_mm_cvtepu8_epi32(_mm_cvtsi32_si128(bit_cast<int32_t>(x))); }
+Words widen(Halves x) { return (Words)_mm_cvtepu16_epi32(_mm_cvtsi64_si128(bit_cast<int64_t>(x))); }
+Halves narrow(Words x) { return bit_cast<Halves>(_mm_cvtsi128_si64(_mm_packus_epi32((__m128i)x, (__m128i)x))); }
+#else
+Ints widen(Bytes x) { return __builtin_convertvector(x, Ints); }
+Words widen(Halves x) { return __builtin_convertvector(x, Words); }
+Halves narrow(Words x) { return __builtin_convertvector(x, Halves); }
+#endif
+
+Floats load(const uint8_t* p) { return __builtin_convertvector(widen(read<Bytes>(p)), Floats); }
+Floats load(const bf16* p) { return (Floats)(widen(read<Halves>(p)) << 16); }
 
 template <bool kStream, class V, class T>
 void write(T* p, V v) {
@@ -68,7 +92,7 @@ void store(float* p, Floats v) {
 template <bool kStream>
 void store(bf16* p, Floats v) {
   const Words u = (Words)v, rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16, quiet = (u >> 16) | 0x40u;
-  write<kStream>(p, __builtin_convertvector(v != v ? quiet : rounded, Halves));
+  write<kStream>(p, narrow(v != v ? quiet : rounded));
 }
 
 #if defined(__AVX512BW__)
@@ -100,14 +124,15 @@ int64_t first_outside(const MaskedPatchLoss& a) {
 
 /// Offset of the first pixel of the i-th masked tube.
 int64_t tube_offset(const MaskedPatchLoss& a, int64_t i) {
-  const int64_t n = a.index[i], b = i / a.count, t = n / (a.grid_h * a.grid_w), y = n / a.grid_w % a.grid_h,
-                x = n % a.grid_w;
-  return b * a.stride_b + t * a.pt * a.stride_t + y * a.ph * a.stride_h + x * a.pw * a.stride_w;
+  const uint32_t n = uint32_t(a.index[i]), columns = uint32_t(a.grid_w), rows = uint32_t(a.grid_h);
+  const uint32_t line = n / columns, t = line / rows;
+  return i / a.count * a.stride_b + t * a.pt * a.stride_t + (line - t * rows) * a.ph * a.stride_h +
+         (n - line * columns) * a.pw * a.stride_w;
 }
 
 template <class Real>
 Real upstream(const MaskedPatchLoss& a) {
-  const double one_or_given = !a.grad_loss                       ? 1.0
+  const double one_or_given = !a.grad_loss                     ? 1.0
                               : a.pred_element == Element::f64 ? *static_cast<const double*>(a.grad_loss)
                                                                : double(*static_cast<const float*>(a.grad_loss));
   return Real(one_or_given * (2.0 / double(a.batch * a.count * a.pixels() * a.channels)));
@@ -152,8 +177,7 @@ void lane_maps(const MaskedPatchLoss& a, const uint8_t* tube, const Ints* patter
   }
   Floats high{}, low{}, factor{};
   for (int c = 0; c < channels; ++c) {
-    const TargetMap<float> m =
-        target_map<float>(c, channels, n, mean, deviation, nullptr, nullptr, a.joint, true);
+    const TargetMap<float> m = target_map<float>(c, channels, n, mean, deviation, nullptr, nullptr, a.joint, true);
     high[c] = m.high;
     low[c] = m.low;
     factor[c] = m.factor;
@@ -201,7 +225,8 @@ void lanes(const MaskedPatchLoss& a) {
               const Floats d = load(pred + v * kLanes) - x * maps.factor[v];
               loss[v] += d * d;
               if constexpr (kGrad) store<kStream>(grad + v * kLanes, d * up);
-              if constexpr (kGrad) if (v == kVectors - 1) grad += kVectors * kLanes;
+              if constexpr (kGrad)
+                if (v == kVectors - 1) grad += kVectors * kLanes;
             }
         }
       if (a.partial) {
@@ -252,11 +277,11 @@ class Scratch {
   double* data_;
 };
 
-inline float widen(uint8_t x) { return float(x); }
-inline float widen(float x) { return x; }
-inline double widen(double x) { return x; }
-inline float widen(bf16 x) { return to_float(x); }
-inline float widen(f16 x) { return to_float(x); }
+inline float scalar(uint8_t x) { return float(x); }
+inline float scalar(float x) { return x; }
+inline double scalar(double x) { return x; }
+inline float scalar(bf16 x) { return to_float(x); }
+inline float scalar(f16 x) { return to_float(x); }
 
 /// Pixels of a tube as [pixel, channel].
 template <class X, class Real>
@@ -265,11 +290,11 @@ void gather(const MaskedPatchLoss& a, const X* tube, Real* out) {
     for (int64_t y = 0; y < a.ph; ++y, out += a.pw * a.channels) {
       const X* row = tube + t * a.stride_t + y * a.stride_h;
       if (a.stride_c == 1 && a.stride_w == a.channels) {
-        for (int64_t i = 0; i < a.pw * a.channels; ++i) out[i] = Real(widen(row[i]));
+        for (int64_t i = 0; i < a.pw * a.channels; ++i) out[i] = Real(scalar(row[i]));
         continue;
       }
       for (int64_t c = 0; c < a.channels; ++c)
-        for (int64_t x = 0; x < a.pw; ++x) out[x * a.channels + c] = Real(widen(row[c * a.stride_c + x * a.stride_w]));
+        for (int64_t x = 0; x < a.pw; ++x) out[x * a.channels + c] = Real(scalar(row[c * a.stride_c + x * a.stride_w]));
     }
 }
 
