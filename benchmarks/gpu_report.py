@@ -2,7 +2,7 @@
 
 Resources: nvcc compiles every csrc/ops/*/*_cuda.cu for each architecture and ptxas tells registers, spills and static
 shared memory. Traffic: the traced emulator runs the named cases and counts sectors, bytes touched, bank conflicts and
-atomics. Writes results/<version>/gpu-report.{json,md}.
+atomics. Writes results/<version>/gpu-report.{json,md}; ends with 1 if the emulator found something wrong with a kernel.
 """
 
 from __future__ import annotations
@@ -153,9 +153,9 @@ def touched(row: dict) -> tuple[int, int]:
     return tuple(sum(k[f"{kind}_unique_bytes"] for k in row["kernels"]) for kind in ("load", "store"))
 
 
-def traffic(emulator, progress=lambda text: None) -> tuple[list[dict], list[dict]]:
-    """Rows for the `odd*` and `real*` cases that declare their bytes, and what was left out, with the reason."""
-    rows, left_out = [], []
+def traffic(emulator, progress=lambda text: None) -> dict[str, list[dict]]:
+    """Rows for the `odd*` and `real*` cases that declare their bytes; what was left out, and why; problems found."""
+    rows, left_out, problems = [], [], []
     emulator.simt_configure(seed=0, threads=os.cpu_count() or 1)
     for op, case in all_cases():
         if case.kind not in ("odd", "real") or case.bytes is None:
@@ -166,10 +166,15 @@ def traffic(emulator, progress=lambda text: None) -> tuple[list[dict], list[dict
             if reason is not None:
                 left_out.append({"op": op.name, "case": case.name, "reason": reason})
                 continue
-            row = traffic_of(op, case, dtype, emulator)
+            try:
+                row = traffic_of(op, case, dtype, emulator)
+            except RuntimeError as error:  # what the emulator found wrong with a kernel
+                problems.append({"op": op.name, "case": case.name, "report": str(error)})
+                progress(f"{op.name} {case.name}: {error}")
+                continue
             progress(f"{op.name} {case.name} {row['dtype']}: {row['clips']} clips in {row['seconds']} s")
             rows.append(row)
-    return rows, left_out
+    return {"traffic": rows, "left_out": left_out, "problems": problems}
 
 
 # ---- markdown
@@ -195,6 +200,8 @@ def markdown(report: dict) -> str:
             [line for row in report["traffic"] for line in _traffic_rows(row)],
         ),
     ]  # fmt: skip
+    for p in report["problems"]:
+        parts.append(f"**`{p['op']}` {p['case']}: the emulator found a problem.**\n\n```\n{p['report']}\n```")
     if report["left_out"]:
         lines = sorted({f"- `{r['op']}` {r['case']}: {r['reason']}" for r in report["left_out"]})
         parts += ["Left out:", "\n".join(lines)]
@@ -260,12 +267,13 @@ def main() -> None:
         "nvcc": "nvcc " + re.search(r"release ([\d.]+)", version).group(1),
         "resources": resources(nvcc, sorted(ROOT.glob("csrc/ops/*/*_cuda.cu"))),
     }
-    report["traffic"], report["left_out"] = traffic(emulator, typer.echo)
+    report |= traffic(emulator, typer.echo)
     folder = ROOT / "benchmarks" / "results" / __version__
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "gpu-report.json").write_text(json.dumps(report, indent=1) + "\n")
     (folder / "gpu-report.md").write_text(markdown(report))
     typer.echo(f"wrote {folder.relative_to(ROOT)}/gpu-report.md and .json")
+    raise typer.Exit(bool(report["problems"]))
 
 
 if __name__ == "__main__":
