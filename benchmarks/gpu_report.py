@@ -131,7 +131,7 @@ def traffic_of(op: Op, case: Case, dtype: torch.dtype, emulator) -> dict:
     if case.kind == "real":
         clips = 1
         seconds, kernels = run(first_clips(args, batch, 1))
-        affordable = min(batch, int(CASE_SECONDS / seconds))
+        affordable = min(batch, int(CASE_SECONDS / max(seconds, 1e-6)))
         if affordable > 1:
             clips = affordable
     if clips > 1 or not kernels:
@@ -141,7 +141,7 @@ def traffic_of(op: Op, case: Case, dtype: torch.dtype, emulator) -> dict:
         "op": op.name,
         "case": case.name,
         "dtype": str(dtype).removeprefix("torch.") if takes_floats(case) else "-",
-        "clips": f"{clips} of {batch}",
+        "clips": "all" if clips == batch else f"{clips} of {batch}",
         "seconds": round(seconds, 2),
         "minimum": list(case.bytes(*cut)),
         "kernels": [k | {"kernel": short_name(k["kernel"])} for k in kernels],
