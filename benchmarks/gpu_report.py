@@ -96,6 +96,7 @@ def short_name(signature: str) -> str:
     """`gather_kernel<uint4>` from any compiler's spelling of a kernel: no namespaces, return type or parameters."""
     text = re.sub(r"\{anonymous\}::|\(anonymous namespace\)::|<unnamed>::|\bvk::", "", signature)
     text = re.sub(r"^void ", "", text)
+    text = re.sub(r"\b(short|long) unsigned int\b", r"unsigned \1", text)  # gcc's order
     depth = 0
     for i, character in enumerate(text):
         depth += (character == "<") - (character == ">")
@@ -202,8 +203,11 @@ def markdown(report: dict) -> str:
     ]  # fmt: skip
     for p in report["problems"]:
         parts.append(f"**`{p['op']}` {p['case']}: the emulator found a problem.**\n\n```\n{p['report']}\n```")
-    if report["left_out"]:
-        lines = sorted({f"- `{r['op']}` {r['case']}: {r['reason']}" for r in report["left_out"]})
+    left_out: dict[tuple[str, str], list[str]] = {}
+    for r in report["left_out"]:
+        left_out.setdefault((r["op"], r["reason"]), []).append(r["case"])
+    if left_out:
+        lines = [f"- `{op}` {', '.join(dict.fromkeys(cases))}: {why}" for (op, why), cases in left_out.items()]
         parts += ["Left out:", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
 

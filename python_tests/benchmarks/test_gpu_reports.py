@@ -53,6 +53,7 @@ def test_unknown_ptxas_output_is_an_error_not_a_zero():
 )
 def test_compilers_spell_one_kernel_in_different_ways(spelling):
     assert gpu_report.short_name(spelling) == "row_kernel<bf16, 4>"
+    assert gpu_report.short_name("k<short unsigned int>") == gpu_report.short_name("void k<unsigned short>(long)")
 
 
 def test_first_clips_cuts_what_has_a_batch_axis():
