@@ -2,7 +2,7 @@
 
 Resources: nvcc compiles every csrc/ops/*/*_cuda.cu for each architecture and ptxas tells registers, spills and static
 shared memory. Traffic: the traced emulator runs the named cases and counts sectors, bytes touched, bank conflicts and
-atomics. Writes results/<version>/gpu-report.{json,md}.
+atomics. Writes results/<version>/gpu-report.{json,md}; ends with 1 if the emulator found something wrong with a kernel.
 """
 
 from __future__ import annotations
@@ -96,6 +96,7 @@ def short_name(signature: str) -> str:
     """`gather_kernel<uint4>` from any compiler's spelling of a kernel: no namespaces, return type or parameters."""
     text = re.sub(r"\{anonymous\}::|\(anonymous namespace\)::|<unnamed>::|\bvk::", "", signature)
     text = re.sub(r"^void ", "", text)
+    text = re.sub(r"\b(short|long) unsigned int\b", r"unsigned \1", text)  # gcc's order
     depth = 0
     for i, character in enumerate(text):
         depth += (character == "<") - (character == ">")
@@ -131,7 +132,7 @@ def traffic_of(op: Op, case: Case, dtype: torch.dtype, emulator) -> dict:
     if case.kind == "real":
         clips = 1
         seconds, kernels = run(first_clips(args, batch, 1))
-        affordable = min(batch, int(CASE_SECONDS / seconds))
+        affordable = min(batch, int(CASE_SECONDS / max(seconds, 1e-6)))
         if affordable > 1:
             clips = affordable
     if clips > 1 or not kernels:
@@ -141,7 +142,7 @@ def traffic_of(op: Op, case: Case, dtype: torch.dtype, emulator) -> dict:
         "op": op.name,
         "case": case.name,
         "dtype": str(dtype).removeprefix("torch.") if takes_floats(case) else "-",
-        "clips": f"{clips} of {batch}",
+        "clips": "all" if clips == batch else f"{clips} of {batch}",
         "seconds": round(seconds, 2),
         "minimum": list(case.bytes(*cut)),
         "kernels": [k | {"kernel": short_name(k["kernel"])} for k in kernels],
@@ -153,9 +154,9 @@ def touched(row: dict) -> tuple[int, int]:
     return tuple(sum(k[f"{kind}_unique_bytes"] for k in row["kernels"]) for kind in ("load", "store"))
 
 
-def traffic(emulator, progress=lambda text: None) -> tuple[list[dict], list[dict]]:
-    """Rows for the `odd*` and `real*` cases that declare their bytes, and what was left out, with the reason."""
-    rows, left_out = [], []
+def traffic(emulator, progress=lambda text: None) -> dict[str, list[dict]]:
+    """Rows for the `odd*` and `real*` cases that declare their bytes; what was left out, and why; problems found."""
+    rows, left_out, problems = [], [], []
     emulator.simt_configure(seed=0, threads=os.cpu_count() or 1)
     for op, case in all_cases():
         if case.kind not in ("odd", "real") or case.bytes is None:
@@ -166,10 +167,15 @@ def traffic(emulator, progress=lambda text: None) -> tuple[list[dict], list[dict
             if reason is not None:
                 left_out.append({"op": op.name, "case": case.name, "reason": reason})
                 continue
-            row = traffic_of(op, case, dtype, emulator)
+            try:
+                row = traffic_of(op, case, dtype, emulator)
+            except RuntimeError as error:  # what the emulator found wrong with a kernel
+                problems.append({"op": op.name, "case": case.name, "report": str(error)})
+                progress(f"{op.name} {case.name}: {error}")
+                continue
             progress(f"{op.name} {case.name} {row['dtype']}: {row['clips']} clips in {row['seconds']} s")
             rows.append(row)
-    return rows, left_out
+    return {"traffic": rows, "left_out": left_out, "problems": problems}
 
 
 # ---- markdown
@@ -195,8 +201,13 @@ def markdown(report: dict) -> str:
             [line for row in report["traffic"] for line in _traffic_rows(row)],
         ),
     ]  # fmt: skip
-    if report["left_out"]:
-        lines = sorted({f"- `{r['op']}` {r['case']}: {r['reason']}" for r in report["left_out"]})
+    for p in report["problems"]:
+        parts.append(f"**`{p['op']}` {p['case']}: the emulator found a problem.**\n\n```\n{p['report']}\n```")
+    left_out: dict[tuple[str, str], list[str]] = {}
+    for r in report["left_out"]:
+        left_out.setdefault((r["op"], r["reason"]), []).append(r["case"])
+    if left_out:
+        lines = [f"- `{op}` {', '.join(dict.fromkeys(cases))}: {why}" for (op, why), cases in left_out.items()]
         parts += ["Left out:", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
 
@@ -260,12 +271,13 @@ def main() -> None:
         "nvcc": "nvcc " + re.search(r"release ([\d.]+)", version).group(1),
         "resources": resources(nvcc, sorted(ROOT.glob("csrc/ops/*/*_cuda.cu"))),
     }
-    report["traffic"], report["left_out"] = traffic(emulator, typer.echo)
+    report |= traffic(emulator, typer.echo)
     folder = ROOT / "benchmarks" / "results" / __version__
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "gpu-report.json").write_text(json.dumps(report, indent=1) + "\n")
     (folder / "gpu-report.md").write_text(markdown(report))
     typer.echo(f"wrote {folder.relative_to(ROOT)}/gpu-report.md and .json")
+    raise typer.Exit(bool(report["problems"]))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import stat
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from benchmarks import gpu_check, gpu_report
 from vidkernels import _native
+from vidkernels._case import Case
 from vidkernels.testing import all_cases
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,6 +53,7 @@ def test_unknown_ptxas_output_is_an_error_not_a_zero():
 )
 def test_compilers_spell_one_kernel_in_different_ways(spelling):
     assert gpu_report.short_name(spelling) == "row_kernel<bf16, 4>"
+    assert gpu_report.short_name("k<short unsigned int>") == gpu_report.short_name("void k<unsigned short>(long)")
 
 
 def test_first_clips_cuts_what_has_a_batch_axis():
@@ -76,6 +79,7 @@ def test_report_table():
     archs = {str(a): spilling if a == 120 else figures for a in gpu_report.ARCHS}
     text = gpu_report.markdown({
         "version": "0", "date": "today", "nvcc": "nvcc 13.0", "left_out": [{"op": "x", "case": "odd", "reason": "why"}],
+        "problems": [{"op": "bad", "case": "odd", "report": "race in line 7"}],
         "resources": [{"kernel": "k<float>", "op": "k", "archs": archs}],
         "traffic": [traffic_row(), traffic_row(kernels=traffic_row()["kernels"] * 2, minimum=[0, 640])],
     })  # fmt: skip
@@ -83,6 +87,51 @@ def test_report_table():
     assert "| `k` odd | float32 | 2 of 2 | 1.07 | 1.00 | `k<float>` | 4.00 | 4.00 | 0.50 | 7 | 2 |" in text
     assert "| `k` odd | float32 | 2 of 2 | - | 1.00 |" in text  # two kernels: written bytes add up
     assert "- `x` odd: why" in text
+    assert "`bad` odd: the emulator found a problem" in text
+    assert "race in line 7" in text
+
+
+class BrokenOp:
+    name = "broken"
+    spec = types.SimpleNamespace(first_tensor=0)
+
+    def __call__(self, x, backend):
+        raise RuntimeError("the SIMT emulator found 1 problem")
+
+    def why_not(self, backend, x):
+        return None if x.dtype is torch.float32 else "no bfloat16"
+
+
+def test_a_problem_is_reported_not_raised(monkeypatch):
+    case = Case("odd", lambda g, dtype: (torch.zeros(2, 3, dtype=dtype),), bytes=lambda x: (x.nbytes, 0))
+    monkeypatch.setattr(gpu_report, "all_cases", lambda: [(BrokenOp(), case), (BrokenOp(), Case("tiny", case.args))])
+    emulator = types.SimpleNamespace(simt_configure=lambda **k: None, simt_reset_counters=lambda: None)
+    found = gpu_report.traffic(emulator)
+    assert found["problems"] == [{"op": "broken", "case": "odd", "report": "the SIMT emulator found 1 problem"}]
+    assert found["left_out"] == [{"op": "broken", "case": "odd", "reason": "no bfloat16"}]
+    assert found["traffic"] == []
+
+
+class SlowOp(BrokenOp):
+    """Takes a second per clip, by the clock that the report reads."""
+
+    def __init__(self, monkeypatch):
+        self.now, self.calls = 0.0, []
+        monkeypatch.setattr(gpu_report.time, "perf_counter", lambda: self.now)
+
+    def __call__(self, x, backend):
+        self.calls.append(x.shape[0])
+        self.now += 1.0 * x.shape[0]
+
+
+def test_real_cases_run_as_many_clips_as_time_allows(monkeypatch):
+    op = SlowOp(monkeypatch)
+    case = Case("real_a", lambda g, dtype: (torch.zeros(64, 3, dtype=dtype),), bytes=lambda x: (x.nbytes, 0))
+    emulator = types.SimpleNamespace(simt_reset_counters=lambda: None, simt_counters=lambda: [{"kernel": "k<float>"}])
+    row = gpu_report.traffic_of(op, case, torch.float32, emulator)
+    assert op.calls == [1, 20]
+    assert row["clips"] == "20 of 64"
+    assert row["minimum"] == [20 * 3 * 4, 0]
 
 
 def test_traffic_of_the_canonical_op_is_exact():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 pytest.importorskip("pytest_benchmark")
 sys.path.append(str(Path(__file__).resolve().parents[2]))
@@ -275,3 +276,34 @@ def test_slug_names_model_cores_and_instruction_set():
     facts = {"cpu": "Intel(R) Xeon(R) Gold 6338 CPU @ 2.00GHz", "cores": 2, "flags": ["avx2", "avx512f"], "gpu": None}
     assert machine.slug(facts) == "intel-xeon-gold-6338-cpu-2c-avx512"
     assert machine.slug(facts | {"gpu": "NVIDIA H100 PCIe"}) == "nvidia-h100-pcie"
+
+
+CONTRACT = """
+import pytest
+
+@pytest.mark.parametrize("x", [1], ids=["good-tiny"])
+def test_a(x): pass
+
+@pytest.mark.parametrize("x", [1], ids=["bad-tiny-cpu"])
+def test_b(x): assert x == 2
+
+@pytest.mark.parametrize("x", [1], ids=["good-tiny-simt"])
+def test_c(x): assert x == 2
+"""
+
+
+def test_contract_tests_decide(tmp_path, monkeypatch):
+    (tmp_path / "python_tests").mkdir()
+    (tmp_path / "python_tests" / "test_contract.py").write_text(CONTRACT)
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    assert run.failing_ops(["good", "bad"]) == {"bad": "test_b[bad-tiny-cpu] fails"}
+    (tmp_path / "python_tests" / "test_contract.py").write_text("import nothing_of_that_name")
+    reasons = run.failing_ops(["good", "bad"])
+    assert set(reasons) == {"good", "bad"}
+    assert all("could not run" in reason for reason in reasons.values())
+
+
+def test_unknown_op_is_named():
+    done = CliRunner().invoke(run.app, ["ops", "no_such_op"])
+    assert done.exit_code == 2
+    assert "no_such_op" in done.output
