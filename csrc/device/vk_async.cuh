@@ -18,9 +18,11 @@ __device__ __forceinline__ void cp_async_zfill(void* shared, const void* global,
 #else
   const uint32_t address = uint32_t(__cvta_generic_to_shared(shared));
   if constexpr (Bytes == 16)  // .cg skips the L1 cache; only 16 bytes may
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global), "r"(source_bytes) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global), "r"(source_bytes)
+                 : "memory");
   else
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(address), "l"(global), "n"(Bytes), "r"(source_bytes)
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(address), "l"(global), "n"(Bytes),
+                 "r"(source_bytes)
                  : "memory");
 #endif
 }

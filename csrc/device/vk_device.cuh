@@ -29,7 +29,7 @@ void launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
       cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                            int(dynamic_shared)) != cudaSuccess)
     return;
-  kernel<<<grid, block, dynamic_shared, stream>>>(static_cast<Parameters>(arguments)...);
+  kernel<<<grid, block, dynamic_shared, stream> > >(static_cast<Parameters>(arguments)...);
 }
 
 inline void memset_async(void* data, int value, size_t bytes, vk_stream_t stream) {

@@ -31,10 +31,10 @@ __device__ __forceinline__ uint32_t to_tf32(float x) {
 }
 
 #ifdef VK_SIMT
-#define VK_MMA(name, registers_k, types)                                                                       \
-  __device__ __forceinline__ void name(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],          \
-                                       const float (&c)[4], VK_SIMT_HERE) {                                    \
-    ::simt::mma(::simt::Mma::registers_k##_##types, a, b, c, d, where);                                        \
+#define VK_MMA(name, registers_k, types)                                                              \
+  __device__ __forceinline__ void name(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], \
+                                       const float (&c)[4], VK_SIMT_HERE) {                           \
+    ::simt::mma(::simt::Mma::registers_k##_##types, a, b, c, d, where);                               \
   }
 VK_MMA(mma_m16n8k16_bf16, m16n8k16, bf16)
 VK_MMA(mma_m16n8k16_f16, m16n8k16, f16)
@@ -56,34 +56,34 @@ __device__ __forceinline__ void ldmatrix_x2_trans(uint32_t (&out)[2], const void
   ::simt::ldmatrix(row, 2, true, out, where);
 }
 #else
-#define VK_MMA(name, registers_k, types)                                                                       \
-  __device__ __forceinline__ void name(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],          \
-                                       const float (&c)[4]) {                                                  \
-    asm volatile("mma.sync.aligned." registers_k ".row.col.f32." types "." types                               \
-                 ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"                              \
-                 : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])                                              \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]),     \
-                   "f"(c[2]), "f"(c[3]));                                                                      \
+#define VK_MMA(name, registers_k, types)                                                                              \
+  __device__ __forceinline__ void name(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],                 \
+                                       const float (&c)[4]) {                                                         \
+    asm volatile("mma.sync.aligned." registers_k ".row.col.f32." types "." types                                      \
+                 ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"                                     \
+                 : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])                                                     \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]), \
+                   "f"(c[3]));                                                                                        \
   }
 VK_MMA(mma_m16n8k16_bf16, "m16n8k16", "bf16")
 VK_MMA(mma_m16n8k16_f16, "m16n8k16", "f16")
 VK_MMA(mma_m16n8k8_tf32, "m16n8k8", "tf32")
 
-#define VK_LDMATRIX_X4(name, suffix)                                                              \
-  __device__ __forceinline__ void name(uint32_t (&out)[4], const void* row) {                     \
-    const uint32_t address = uint32_t(__cvta_generic_to_shared(row));                             \
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4" suffix ".shared.b16 {%0,%1,%2,%3}, [%4];"        \
-                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])                         \
-                 : "r"(address)                                                                   \
-                 : "memory");                                                                     \
+#define VK_LDMATRIX_X4(name, suffix)                                                       \
+  __device__ __forceinline__ void name(uint32_t (&out)[4], const void* row) {              \
+    const uint32_t address = uint32_t(__cvta_generic_to_shared(row));                      \
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4" suffix ".shared.b16 {%0,%1,%2,%3}, [%4];" \
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])                  \
+                 : "r"(address)                                                            \
+                 : "memory");                                                              \
   }
-#define VK_LDMATRIX_X2(name, suffix)                                                              \
-  __device__ __forceinline__ void name(uint32_t (&out)[2], const void* row) {                     \
-    const uint32_t address = uint32_t(__cvta_generic_to_shared(row));                             \
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2" suffix ".shared.b16 {%0,%1}, [%2];"              \
-                 : "=r"(out[0]), "=r"(out[1])                                                     \
-                 : "r"(address)                                                                   \
-                 : "memory");                                                                     \
+#define VK_LDMATRIX_X2(name, suffix)                                                 \
+  __device__ __forceinline__ void name(uint32_t (&out)[2], const void* row) {        \
+    const uint32_t address = uint32_t(__cvta_generic_to_shared(row));                \
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2" suffix ".shared.b16 {%0,%1}, [%2];" \
+                 : "=r"(out[0]), "=r"(out[1])                                        \
+                 : "r"(address)                                                      \
+                 : "memory");                                                        \
   }
 VK_LDMATRIX_X4(ldmatrix_x4, "")
 VK_LDMATRIX_X4(ldmatrix_x4_trans, ".trans")

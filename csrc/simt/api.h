@@ -79,8 +79,9 @@ template <auto Kernel, class... Parameters, class... Arguments>
 void launch_as(void (*)(Parameters...), dim3 grid, dim3 block, size_t dynamic_shared, Arguments&&... arguments) {
   using Tuple = std::tuple<std::remove_cv_t<Parameters>...>;
   const Tuple converted(static_cast<Parameters>(arguments)...);
-  launch(kKernelName<Kernel>.data(), grid, block, dynamic_shared,
-         [](const void* p) { std::apply(Kernel, *static_cast<const Tuple*>(p)); }, &converted, sizeof converted);
+  launch(
+      kKernelName<Kernel>.data(), grid, block, dynamic_shared,
+      [](const void* p) { std::apply(Kernel, *static_cast<const Tuple*>(p)); }, &converted, sizeof converted);
 }
 
 template <auto Kernel, class Stream, class... Arguments>

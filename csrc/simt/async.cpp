@@ -10,22 +10,26 @@ void cp_async(void* shared, const void* global, int bytes, int source_bytes) {
   const void* pc = __builtin_return_address(0);
   Worker* w = worker();
   poll_watchdog(w, pc);
-  const auto misaligned = (reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global)) % uintptr_t(bytes);
+  const auto misaligned =
+      (reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global)) % uintptr_t(bytes);
   if (misaligned) {
     if (first_sight("misaligned", pc))
-      report("misaligned", pc, "cp.async of " + std::to_string(bytes) + " bytes between addresses that are not multiples of it");
+      report("misaligned", pc,
+             "cp.async of " + std::to_string(bytes) + " bytes between addresses that are not multiples of it");
     abandon();
   }
   if constexpr (kTrace) {
     if (source_bytes > 0) access(global, unsigned(source_bytes), Kind::load, pc);
     if (!w->shared.contains(shared)) {
-      if (first_sight("out-of-bounds", pc)) report("out-of-bounds", pc, "cp.async to an address outside of shared memory");
+      if (first_sight("out-of-bounds", pc))
+        report("out-of-bounds", pc, "cp.async to an address outside of shared memory");
       abandon();
     }
     access(shared, unsigned(bytes), Kind::store, pc);
     w->shared.set_pending(shared, unsigned(bytes), true);
   }
-  w->current->copies.push_back({static_cast<unsigned char*>(shared), static_cast<const unsigned char*>(global), bytes, source_bytes});
+  w->current->copies.push_back(
+      {static_cast<unsigned char*>(shared), static_cast<const unsigned char*>(global), bytes, source_bytes});
 }
 
 void cp_commit() {

@@ -58,8 +58,8 @@ T atomic_cas(T* address, T expected, T value) {
   return expected;
 }
 
-#define VK_ATOMIC(T)                          \
-  template T atomic<T>(Atomic, T*, T);        \
+#define VK_ATOMIC(T)                   \
+  template T atomic<T>(Atomic, T*, T); \
   template T atomic_cas<T>(T*, T, T);
 VK_ATOMIC(int)
 VK_ATOMIC(unsigned)

@@ -100,7 +100,8 @@ void LaunchCounters::flush(int warp) {
     const Access& first = logs[lanes[0]][i];
     for (int k = 1; k < n; ++k) {
       const Access& a = logs[lanes[k]][i];
-      alike = alike && a.pc == first.pc && a.bytes == first.bytes && a.shared == first.shared && a.buffer == first.buffer;
+      alike =
+          alike && a.pc == first.pc && a.bytes == first.bytes && a.shared == first.shared && a.buffer == first.buffer;
     }
   }
   if (!alike) return flush_diverged(warp);
@@ -126,10 +127,10 @@ void LaunchCounters::flush_diverged(int warp) {
   std::vector<Entry> entries;
   for (int l = 0; l < 32; ++l)
     for (const Access& a : logs[l])
-      entries.push_back({uint64_t(a.pc) << 24 | uint64_t(a.bytes) << 16 | uint64_t(a.shared) << 8 | a.buffer, 0, l, &a});
-  std::stable_sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) {
-    return a.key != b.key ? a.key < b.key : a.lane < b.lane;
-  });
+      entries.push_back(
+          {uint64_t(a.pc) << 24 | uint64_t(a.bytes) << 16 | uint64_t(a.shared) << 8 | a.buffer, 0, l, &a});
+  std::stable_sort(entries.begin(), entries.end(),
+                   [](const Entry& a, const Entry& b) { return a.key != b.key ? a.key < b.key : a.lane < b.lane; });
   for (size_t i = 1; i < entries.size(); ++i)
     if (entries[i].key == entries[i - 1].key && entries[i].lane == entries[i - 1].lane)
       entries[i].turn = entries[i - 1].turn + 1;

@@ -22,7 +22,7 @@ struct KernelCounters {
   Traffic global[3];  // by Kind; unique_bytes of an atomic count as stored
   uint64_t atomic_operations = 0;
   uint64_t shared_requests[3] = {}, shared_bytes[3] = {}, shared_waves = 0, shared_conflict_waves = 0;
-  uint64_t static_shared = 0, dynamic_shared = 0;  // largest of all launches
+  uint64_t static_shared = 0, dynamic_shared = 0;         // largest of all launches
   std::map<std::string, std::array<Traffic, 2>> buffers;  // load, store
   void add(const KernelCounters& o);
 };

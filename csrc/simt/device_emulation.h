@@ -21,7 +21,7 @@
 #define VK_SIMT_JOIN(a, b) VK_SIMT_JOIN_(a, b)
 #ifdef VK_SIMT_TRACE
 // A red zone before every shared variable: the symbol table tells the checker which bytes belong to none.
-#define __shared__                                                                                                   \
+#define __shared__                                                                                              \
   static thread_local __attribute__((used)) unsigned char VK_SIMT_JOIN(vk_simt_redzone_, __COUNTER__)[64] = {}; \
   static thread_local
 #else
@@ -45,21 +45,13 @@ static constexpr int warpSize = 32;
 #define assert(condition) ((condition) ? void(0) : ::simt::trap("assert(" #condition ") failed"))
 #define __trap() ::simt::trap("__trap()")
 
-#define VK_SIMT_VECTORS(T, name, align2, align4)          \
-  struct name##1 {                                        \
-    T x;                                                  \
-  };                                                      \
-  struct __align__(align2) name##2 {                      \
-    T x, y;                                               \
-  };                                                      \
-  struct name##3 {                                        \
-    T x, y, z;                                            \
-  };                                                      \
-  struct __align__(align4) name##4 {                      \
-    T x, y, z, w;                                         \
-  };                                                      \
-  inline name##1 make_##name##1(T x) { return {x}; }      \
-  inline name##2 make_##name##2(T x, T y) { return {x, y}; } \
+#define VK_SIMT_VECTORS(T, name, align2, align4)                     \
+  struct name##1 { T x; };                                           \
+  struct __align__(align2) name##2 { T x, y; };                      \
+  struct name##3 { T x, y, z; };                                     \
+  struct __align__(align4) name##4 { T x, y, z, w; };                \
+  inline name##1 make_##name##1(T x) { return {x}; }                 \
+  inline name##2 make_##name##2(T x, T y) { return {x, y}; }         \
   inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; } \
   inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
 struct __align__(8) uint2 {
@@ -106,12 +98,12 @@ __forceinline__ uint32_t __ballot_sync(uint32_t mask, int v, VK_SIMT_HERE) { ret
 __forceinline__ int __any_sync(uint32_t mask, int v, VK_SIMT_HERE) { return ::simt::ballot(mask, v, where) != 0; }
 __forceinline__ int __all_sync(uint32_t mask, int v, VK_SIMT_HERE) { return ::simt::ballot(mask, !v, where) == 0; }
 
-#define VK_SIMT_SHUFFLE(name, mode, T2)                                                              \
-  template <class T>                                                                                  \
-  __forceinline__ T name(uint32_t mask, T value, T2 lane, int width = 32, VK_SIMT_HERE) {             \
-    T out;                                                                                            \
-    ::simt::shuffle(mask, ::simt::Shuffle::mode, int(lane), width, &value, &out, sizeof(T), where);   \
-    return out;                                                                                       \
+#define VK_SIMT_SHUFFLE(name, mode, T2)                                                             \
+  template <class T>                                                                                \
+  __forceinline__ T name(uint32_t mask, T value, T2 lane, int width = 32, VK_SIMT_HERE) {           \
+    T out;                                                                                          \
+    ::simt::shuffle(mask, ::simt::Shuffle::mode, int(lane), width, &value, &out, sizeof(T), where); \
+    return out;                                                                                     \
   }
 VK_SIMT_SHUFFLE(__shfl_sync, index, int)
 VK_SIMT_SHUFFLE(__shfl_up_sync, up, unsigned)
@@ -124,10 +116,10 @@ __forceinline__ void __threadfence_block() { __threadfence(); }
 __forceinline__ void __threadfence_system() { __threadfence(); }
 __forceinline__ void __nanosleep(unsigned) {}
 
-#define VK_SIMT_ATOMIC(name, op)                                          \
-  template <class T>                                                      \
-  __forceinline__ T name(T* address, std::type_identity_t<T> value) {     \
-    return ::simt::atomic<T>(::simt::Atomic::op, address, value);         \
+#define VK_SIMT_ATOMIC(name, op)                                      \
+  template <class T>                                                  \
+  __forceinline__ T name(T* address, std::type_identity_t<T> value) { \
+    return ::simt::atomic<T>(::simt::Atomic::op, address, value);     \
   }
 VK_SIMT_ATOMIC(atomicAdd, add)
 VK_SIMT_ATOMIC(atomicMin, min)
@@ -243,7 +235,7 @@ __forceinline__ uint32_t __float2uint_rn(float x) { return uint32_t(std::nearbyi
 __forceinline__ float __int2float_rn(int x) { return float(x); }
 __forceinline__ float __uint2float_rn(uint32_t x) { return float(x); }
 
-#define VK_SIMT_MIN_MAX(T)                                             \
+#define VK_SIMT_MIN_MAX(T)                                            \
   __forceinline__ constexpr T min(T a, T b) { return b < a ? b : a; } \
   __forceinline__ constexpr T max(T a, T b) { return a < b ? b : a; }
 VK_SIMT_MIN_MAX(int)

@@ -97,7 +97,7 @@ struct HandlerStack {
 }  // namespace
 
 void arm_faults() {
-  struct sigaction action {};
+  struct sigaction action{};
   action.sa_sigaction = on_crash;
   action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
   for (size_t i = 0; i < 4; ++i) sigaction(kSignals[i], &action, &previous[i]);

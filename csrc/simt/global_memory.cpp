@@ -30,9 +30,7 @@ std::vector<Region> regions;
 
 std::string size_text(size_t bytes) { return std::to_string(bytes) + " bytes"; }
 
-const char* verb(Kind kind) {
-  return kind == Kind::load ? "read" : kind == Kind::store ? "write" : "atomic";
-}
+const char* verb(Kind kind) { return kind == Kind::load ? "read" : kind == Kind::store ? "write" : "atomic"; }
 
 void report_outside(uintptr_t begin, unsigned bytes, Kind kind, const void* pc) {
   if (!first_sight("out-of-bounds", pc)) return;
@@ -62,7 +60,8 @@ void set_buffers(const Range* ranges, int n) {
   regions.clear();
   for (int i = 0; i < n && i < 255; ++i) {
     const auto begin = reinterpret_cast<uintptr_t>(ranges[i].data);
-    buffers.push_back({begin, begin + ranges[i].bytes, ranges[i].initialised, ranges[i].writable, ranges[i].name, 0, {}});
+    buffers.push_back(
+        {begin, begin + ranges[i].bytes, ranges[i].initialised, ranges[i].writable, ranges[i].name, 0, {}});
   }
   std::vector<Buffer*> order;
   for (Buffer& b : buffers) order.push_back(&b);
@@ -75,7 +74,8 @@ void set_buffers(const Range* ranges, int n) {
     b->region = int(regions.size()) - 1;
   }
   for (const Buffer& b : buffers)
-    if (!b.initialised) regions[size_t(b.region)].shadow.resize(regions[size_t(b.region)].end - regions[size_t(b.region)].begin);
+    if (!b.initialised)
+      regions[size_t(b.region)].shadow.resize(regions[size_t(b.region)].end - regions[size_t(b.region)].begin);
   for (const Buffer& b : buffers) {
     Region& r = regions[size_t(b.region)];
     if (b.initialised && !r.shadow.empty())
@@ -151,8 +151,7 @@ bool write_from_host(const void* p, size_t bytes) {
   for (const Buffer& b : buffers) {
     if (!b.writable || begin < b.begin || begin + bytes > b.end) continue;
     Region& r = regions[size_t(b.region)];
-    if (!r.shadow.empty())
-      std::fill_n(r.shadow.begin() + long(begin - r.begin), bytes, uint8_t(kInitialised));
+    if (!r.shadow.empty()) std::fill_n(r.shadow.begin() + long(begin - r.begin), bytes, uint8_t(kInitialised));
     return true;
   }
   return false;

@@ -19,8 +19,8 @@ void start_touching();
 int touch_sector(int buffer, uint64_t sector, bool store);
 
 struct Place {
-  int buffer = -1;           // that owns the access; -1: none
-  uint64_t address = 0;      // virtual: every buffer starts on a 256-byte boundary
+  int buffer = -1;       // that owns the access; -1: none
+  uint64_t address = 0;  // virtual: every buffer starts on a 256-byte boundary
 };
 /// Finds the buffer of an access and checks it. Reports and returns buffer -1 if it lies in none.
 Place access_global(const void* p, unsigned bytes, Kind kind, const void* pc);

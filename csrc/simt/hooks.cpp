@@ -9,9 +9,7 @@
 namespace simt {
 namespace {
 
-const char* verb(Kind kind) {
-  return kind == Kind::load ? "read" : kind == Kind::store ? "write" : "atomic";
-}
+const char* verb(Kind kind) { return kind == Kind::load ? "read" : kind == Kind::store ? "write" : "atomic"; }
 
 /// Returns false if the lane has logged so much that its warp should catch up first.
 bool traced_access(Worker& w, const void* p, unsigned bytes, Kind kind, const void* pc) {
@@ -73,12 +71,12 @@ void access_range(const void* p, size_t bytes, Kind kind, const void* pc) {
 }  // namespace
 
 extern "C" {
-#define VK_HOOK(suffix, bytes)                                                                                         \
-  void __tsan_read##suffix(void* p) { access(p, bytes, Kind::load, __builtin_return_address(0)); }                     \
-  void __tsan_write##suffix(void* p) { access(p, bytes, Kind::store, __builtin_return_address(0)); }                   \
-  void __tsan_volatile_read##suffix(void* p) { access(p, bytes, Kind::load, __builtin_return_address(0)); }            \
-  void __tsan_volatile_write##suffix(void* p) { access(p, bytes, Kind::store, __builtin_return_address(0)); }          \
-  void __tsan_unaligned_read##suffix(void* p) { access_range(p, bytes, Kind::load, __builtin_return_address(0)); }     \
+#define VK_HOOK(suffix, bytes)                                                                                     \
+  void __tsan_read##suffix(void* p) { access(p, bytes, Kind::load, __builtin_return_address(0)); }                 \
+  void __tsan_write##suffix(void* p) { access(p, bytes, Kind::store, __builtin_return_address(0)); }               \
+  void __tsan_volatile_read##suffix(void* p) { access(p, bytes, Kind::load, __builtin_return_address(0)); }        \
+  void __tsan_volatile_write##suffix(void* p) { access(p, bytes, Kind::store, __builtin_return_address(0)); }      \
+  void __tsan_unaligned_read##suffix(void* p) { access_range(p, bytes, Kind::load, __builtin_return_address(0)); } \
   void __tsan_unaligned_write##suffix(void* p) { access_range(p, bytes, Kind::store, __builtin_return_address(0)); }
 VK_HOOK(1, 1)
 VK_HOOK(2, 2)

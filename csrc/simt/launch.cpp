@@ -1,4 +1,6 @@
 // Launches: the workers, the order of blocks, what a launch may ask for, and the op around it.
+#include "simt/launch.h"
+
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -9,7 +11,6 @@
 #include <thread>
 
 #include "simt/global_memory.h"
-#include "simt/launch.h"
 #include "simt/reports.h"
 #include "simt/worker.h"
 
@@ -82,7 +83,8 @@ bool valid(const Launch& l) {
   std::string why;
   const uint64_t threads = uint64_t(l.block.x) * l.block.y * l.block.z;
   if (!l.grid.x || !l.grid.y || !l.grid.z) why = "the grid is empty";
-  if (l.grid.x > 0x7fffffffu || l.grid.y > 65535 || l.grid.z > 65535) why = "a grid has at most 2^31-1 x 65535 x 65535 blocks";
+  if (l.grid.x > 0x7fffffffu || l.grid.y > 65535 || l.grid.z > 65535)
+    why = "a grid has at most 2^31-1 x 65535 x 65535 blocks";
   if (!threads || threads > kMaxThreads || l.block.z > 64) why = "a block has 1 to 1024 threads, at most 64 in z";
   if (l.dynamic_shared > kMaxDynamicShared)
     why = std::to_string(l.dynamic_shared) + " bytes of dynamic shared memory are more than any card has (232448)";

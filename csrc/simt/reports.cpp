@@ -18,7 +18,8 @@ std::string where_text(const std::vector<Frame>& frames, const void* pc) {
   if (!pc) return "";
   if (frames.empty()) {
     char text[96];
-    snprintf(text, sizeof text, "module offset 0x%x (no line: addr2line or debug information is missing)", pc_offset(pc));
+    snprintf(text, sizeof text, "module offset 0x%x (no line: addr2line or debug information is missing)",
+             pc_offset(pc));
     return text;
   }
   std::string text = frames[0].file + ":" + std::to_string(frames[0].line);
@@ -80,7 +81,8 @@ std::string take_report(const std::string& op) {
     if (p.other_pc) text += "    against: " + where_text(frames[2 * i + 1], p.other_pc) + "\n";
     if (p.in_thread) text += "    where  : block " + at(p.block) + " thread " + at(p.thread) + "\n";
     const auto seen = sightings.find({p.kind, p.pc});
-    if (seen != sightings.end() && seen->second > 1) text += "    seen   : " + std::to_string(seen->second) + " times\n";
+    if (seen != sightings.end() && seen->second > 1)
+      text += "    seen   : " + std::to_string(seen->second) + " times\n";
   }
   if (problems.size() > kMaxTold) text += "  ... and " + std::to_string(problems.size() - kMaxTold) + " more\n";
   problems.clear();

@@ -113,9 +113,10 @@ void release_barrier(Worker& w) {
 }
 
 const char* waiting_for(State s) {
-  return s == State::at_barrier ? "waits at __syncthreads" : s == State::in_collective ? "waits in a warp collective"
-         : s == State::done     ? "has exited"
-                                : "waits";
+  return s == State::at_barrier      ? "waits at __syncthreads"
+         : s == State::in_collective ? "waits in a warp collective"
+         : s == State::done          ? "has exited"
+                                     : "waits";
 }
 
 std::string position(const Where& where) {
@@ -136,10 +137,12 @@ void report_stuck(Worker& w) {
                             position(other.where) == position(lane.where);
       if (together) continue;
       w.current = &lane;
-      std::string text = "the warp collective's mask names lane " + std::to_string(l) + ", which " + waiting_for(other.state);
+      std::string text =
+          "the warp collective's mask names lane " + std::to_string(l) + ", which " + waiting_for(other.state);
       if (other.state != State::done) text += " (" + position(other.where) + ")";
       if (other.state == State::in_collective && other.mask != lane.mask) text += " with another mask";
-      if (first_sight("collective", lane.pc)) report("collective", lane.pc, text, other.state == State::done ? nullptr : other.pc);
+      if (first_sight("collective", lane.pc))
+        report("collective", lane.pc, text, other.state == State::done ? nullptr : other.pc);
       return;
     }
   }
@@ -159,7 +162,8 @@ void report_stuck(Worker& w) {
       continue;
     w.current = first;
     std::string text = std::to_string(waiting) + " of " + std::to_string(w.threads) + " threads wait at a barrier, " +
-                       std::to_string(exited) + " have exited; thread " + at(other.thread) + " " + waiting_for(other.state);
+                       std::to_string(exited) + " have exited; thread " + at(other.thread) + " " +
+                       waiting_for(other.state);
     if (other.state != State::done) text += " (" + position(other.where) + ")";
     if (first_sight("divergent-barrier", first->pc))
       report("divergent-barrier", first->pc, text, other.state == State::done ? nullptr : other.pc);
@@ -230,7 +234,8 @@ void abandon() {
 }
 
 void timed_out(const void* pc) {
-  if (first_sight("timeout", pc)) report("timeout", pc, "the block did not end in time; does this thread wait for ever?");
+  if (first_sight("timeout", pc))
+    report("timeout", pc, "the block did not end in time; does this thread wait for ever?");
   abandon();
 }
 

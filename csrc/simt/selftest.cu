@@ -139,9 +139,7 @@ __global__ void reduce_kernel(const float* x, float* y) {
 }
 
 // The order of the additions is the order in which blocks arrive: what a deterministic kernel may not do.
-__global__ void racy_sum_kernel(const float* x, float* y) {
-  atomicAdd(y, x[blockIdx.x * kThreads + threadIdx.x]);
-}
+__global__ void racy_sum_kernel(const float* x, float* y) { atomicAdd(y, x[blockIdx.x * kThreads + threadIdx.x]); }
 
 // Sums each block in a fixed order, through a double-buffered asynchronous pipeline.
 __global__ void pipeline_kernel(const float* x, float* y, int tiles) {
@@ -176,9 +174,9 @@ __global__ void dynamic_shared_kernel(const float* x, float* y, int n) {
 __global__ void index_kernel(const int*, int* y) {
   const int thread = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
   const int block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
-  y[block * int(blockDim.x * blockDim.y * blockDim.z) + thread] =
-      int(threadIdx.x) + 10 * int(threadIdx.y) + 100 * int(threadIdx.z) + 1000 * int(blockIdx.x) +
-      10000 * int(blockIdx.y) + 100000 * int(blockIdx.z);
+  y[block * int(blockDim.x * blockDim.y * blockDim.z) + thread] = int(threadIdx.x) + 10 * int(threadIdx.y) +
+                                                                  100 * int(threadIdx.z) + 1000 * int(blockIdx.x) +
+                                                                  10000 * int(blockIdx.y) + 100000 * int(blockIdx.z);
 }
 
 __constant__ int kTable[4] = {3, 1, 4, 1};
@@ -272,12 +270,12 @@ __global__ void ldmatrix_raw_kernel(const uint16_t* x, uint32_t* y) {
   for (int i = 0; i < 4; ++i) y[l * 4 + i] = Variant < 2 ? four[i] : i < 2 ? two[i] : 0;
 }
 
-#define VK_RUN(name, kernel, grid, block, shared, X, Y, ...)                                             \
-  void run_##name(const void* px, void* py, int n, int variant, void* stream_pointer) {                  \
-    const auto stream = static_cast<vk_stream_t>(stream_pointer);                                        \
-    (void)n, (void)variant;                                                                              \
-    VK_LAUNCH(kernel, grid, block, shared, stream, static_cast<const X*>(px),                            \
-              static_cast<Y*>(py) __VA_OPT__(, ) __VA_ARGS__);                                           \
+#define VK_RUN(name, kernel, grid, block, shared, X, Y, ...)                            \
+  void run_##name(const void* px, void* py, int n, int variant, void* stream_pointer) { \
+    const auto stream = static_cast<vk_stream_t>(stream_pointer);                       \
+    (void)n, (void)variant;                                                             \
+    VK_LAUNCH(kernel, grid, block, shared, stream, static_cast<const X*>(px),           \
+              static_cast<Y*>(py) __VA_OPT__(, ) __VA_ARGS__);                          \
   }
 VK_RUN(copy_stride1, copy_stride_kernel<1>, n / kThreads, kThreads, 0, float, float)
 VK_RUN(copy_stride2, copy_stride_kernel<2>, n / 2 / kThreads, kThreads, 0, float, float)
@@ -314,12 +312,14 @@ VK_RUN(ldmatrix_x2_trans, ldmatrix_raw_kernel<3>, 1, 32, 0, uint16_t, uint32_t)
 #define VK_TEST(name) {#name, run_##name, false}
 #define VK_TEST_INOUT(name) {#name, run_##name, true}
 const SelfTest kSelfTestExact[] = {
-    VK_TEST(copy_stride1), VK_TEST(copy_stride2), VK_TEST(copy_stride4), VK_TEST(copy_stride8), VK_TEST(copy_vec4),
-    VK_TEST(copy_vec_f16), VK_TEST(reread), VK_TEST(bank_conflict), VK_TEST(bank_padded), VK_TEST(diverged),
-    VK_TEST(shuffle), VK_TEST(vote), VK_TEST(barrier_reduce), VK_TEST_INOUT(atomic), VK_TEST(reduce),
-    VK_TEST_INOUT(racy_sum), VK_TEST(pipeline), VK_TEST(dynamic_shared), VK_TEST(index), VK_TEST(intrinsics),
-    VK_TEST(mma_bf16), VK_TEST(mma_f16), VK_TEST(mma_tf32), VK_TEST(ldmatrix), VK_TEST(ldmatrix_x4),
-    VK_TEST(ldmatrix_x4_trans), VK_TEST(ldmatrix_x2), VK_TEST(ldmatrix_x2_trans), {nullptr, nullptr, false}};
+    VK_TEST(copy_stride1),    VK_TEST(copy_stride2),      VK_TEST(copy_stride4), VK_TEST(copy_stride8),
+    VK_TEST(copy_vec4),       VK_TEST(copy_vec_f16),      VK_TEST(reread),       VK_TEST(bank_conflict),
+    VK_TEST(bank_padded),     VK_TEST(diverged),          VK_TEST(shuffle),      VK_TEST(vote),
+    VK_TEST(barrier_reduce),  VK_TEST_INOUT(atomic),      VK_TEST(reduce),       VK_TEST_INOUT(racy_sum),
+    VK_TEST(pipeline),        VK_TEST(dynamic_shared),    VK_TEST(index),        VK_TEST(intrinsics),
+    VK_TEST(mma_bf16),        VK_TEST(mma_f16),           VK_TEST(mma_tf32),     VK_TEST(ldmatrix),
+    VK_TEST(ldmatrix_x4),     VK_TEST(ldmatrix_x4_trans), VK_TEST(ldmatrix_x2),  VK_TEST(ldmatrix_x2_trans),
+    {nullptr, nullptr, false}};
 #undef VK_TEST
 #undef VK_TEST_INOUT
 

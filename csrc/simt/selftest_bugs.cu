@@ -241,7 +241,7 @@ __global__ void wild_pointer_kernel(const float* x, float* y) {
 template <bool Bug>
 __global__ void endless_kernel(const float* x, float* y) {
   volatile unsigned v = unsigned(x[threadIdx.x]) | 1u;  // odd for ever: 5v + 2
-  while (Bug ? v != 0 : v < 1000u) v = v * 5u + 2u;  // BUG endless
+  while (Bug ? v != 0 : v < 1000u) v = v * 5u + 2u;     // BUG endless
   y[threadIdx.x] = float(v);
 }
 
@@ -272,16 +272,16 @@ __global__ void helper_kernel(const float* x, float* y) {
   y[threadIdx.x] = b;
 }
 
-#define VK_RUN(name, blocks, threads, shared, X, Y, ...)                                                        \
-  void run_##name(const void* px, void* py, int n, int variant, void* stream_pointer) {                         \
-    const auto stream = static_cast<vk_stream_t>(stream_pointer);                                               \
-    const auto* x = static_cast<const X*>(px);                                                                  \
-    auto* y = static_cast<Y*>(py);                                                                              \
-    (void)n;                                                                                                    \
-    if (variant)                                                                                                \
-      VK_LAUNCH((name##_kernel<true>), blocks, threads, shared, stream, x, y __VA_OPT__(, ) __VA_ARGS__);       \
-    else                                                                                                        \
-      VK_LAUNCH((name##_kernel<false>), blocks, threads, shared, stream, x, y __VA_OPT__(, ) __VA_ARGS__);      \
+#define VK_RUN(name, blocks, threads, shared, X, Y, ...)                                                   \
+  void run_##name(const void* px, void* py, int n, int variant, void* stream_pointer) {                    \
+    const auto stream = static_cast<vk_stream_t>(stream_pointer);                                          \
+    const auto* x = static_cast<const X*>(px);                                                             \
+    auto* y = static_cast<Y*>(py);                                                                         \
+    (void)n;                                                                                               \
+    if (variant)                                                                                           \
+      VK_LAUNCH((name##_kernel<true>), blocks, threads, shared, stream, x, y __VA_OPT__(, ) __VA_ARGS__);  \
+    else                                                                                                   \
+      VK_LAUNCH((name##_kernel<false>), blocks, threads, shared, stream, x, y __VA_OPT__(, ) __VA_ARGS__); \
   }
 VK_RUN(race_block, 3, kThreads, 0, float, float)
 VK_RUN(race_warp, 1, 32, 0, float, float)
@@ -324,14 +324,37 @@ void run_launch_limits(const void* x, void* y, int, int variant, void* stream) {
 }  // namespace
 
 #define VK_TEST(name) {#name, run_##name, false}
-const SelfTest kSelfTestBugs[] = {
-    VK_TEST(race_block), VK_TEST(race_warp), VK_TEST(race_partial), VK_TEST(race_bytes), VK_TEST(race_atomic),
-    VK_TEST(divergent_exit), VK_TEST(divergent_wait), VK_TEST(read_outside), VK_TEST(write_outside),
-    VK_TEST(write_input), VK_TEST(shared_outside), VK_TEST(static_outside), VK_TEST(uninitialised_shared),
-    VK_TEST(uninitialised_global), VK_TEST(async_read), VK_TEST(async_overwrite), VK_TEST(async_barrier),
-    VK_TEST(misaligned), VK_TEST(collective_exited), VK_TEST(collective_branch), VK_TEST(collective_mask),
-    VK_TEST(collective_absent), VK_TEST(division), VK_TEST(recursion), VK_TEST(wild_pointer), VK_TEST(endless),
-    VK_TEST(spin), VK_TEST(trap), VK_TEST(helper), VK_TEST(launch_limits), {nullptr, nullptr, false}};
+const SelfTest kSelfTestBugs[] = {VK_TEST(race_block),
+                                  VK_TEST(race_warp),
+                                  VK_TEST(race_partial),
+                                  VK_TEST(race_bytes),
+                                  VK_TEST(race_atomic),
+                                  VK_TEST(divergent_exit),
+                                  VK_TEST(divergent_wait),
+                                  VK_TEST(read_outside),
+                                  VK_TEST(write_outside),
+                                  VK_TEST(write_input),
+                                  VK_TEST(shared_outside),
+                                  VK_TEST(static_outside),
+                                  VK_TEST(uninitialised_shared),
+                                  VK_TEST(uninitialised_global),
+                                  VK_TEST(async_read),
+                                  VK_TEST(async_overwrite),
+                                  VK_TEST(async_barrier),
+                                  VK_TEST(misaligned),
+                                  VK_TEST(collective_exited),
+                                  VK_TEST(collective_branch),
+                                  VK_TEST(collective_mask),
+                                  VK_TEST(collective_absent),
+                                  VK_TEST(division),
+                                  VK_TEST(recursion),
+                                  VK_TEST(wild_pointer),
+                                  VK_TEST(endless),
+                                  VK_TEST(spin),
+                                  VK_TEST(trap),
+                                  VK_TEST(helper),
+                                  VK_TEST(launch_limits),
+                                  {nullptr, nullptr, false}};
 #undef VK_TEST
 
 }  // namespace vk

@@ -16,9 +16,7 @@ void* reserve(size_t bytes) {
   return p;
 }
 
-const char* verb(Kind kind) {
-  return kind == Kind::load ? "read" : kind == Kind::store ? "write" : "atomic";
-}
+const char* verb(Kind kind) { return kind == Kind::load ? "read" : kind == Kind::store ? "write" : "atomic"; }
 
 }  // namespace
 
@@ -106,8 +104,8 @@ bool SharedMemory::inside(Worker& w, const void* p, unsigned bytes, Kind kind, c
         }
         report("out-of-bounds", pc,
                std::string(verb(kind)) + " of " + std::to_string(bytes) + " bytes " +
-                   (where >= nearest->offset ? "past the end of" : "before") + " shared `" + nearest->name + "`, which has " +
-                   std::to_string(nearest->bytes) + " bytes");
+                   (where >= nearest->offset ? "past the end of" : "before") + " shared `" + nearest->name +
+                   "`, which has " + std::to_string(nearest->bytes) + " bytes");
       }
       return false;
     }

@@ -12,9 +12,9 @@ enum class Kind : uint8_t { load, store, atomic };
 struct Cell {
   uint32_t write_epoch, write_clock, write_pc;  // valid in this block if write_epoch >= the block's first epoch
   uint32_t read_epoch, read_clock, read_pc;
-  uint32_t read_lanes;     // lanes of read_warp that read it in this epoch
-  uint16_t writer;         // thread
-  uint16_t other_reader;   // a reader of another warp in this epoch, or kNobody
+  uint32_t read_lanes;    // lanes of read_warp that read it in this epoch
+  uint16_t writer;        // thread
+  uint16_t other_reader;  // a reader of another warp in this epoch, or kNobody
   uint8_t read_warp;
   bool atomic, split, pending;
 };

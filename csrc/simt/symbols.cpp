@@ -190,7 +190,8 @@ const std::vector<StaticShared>& static_shared() {
 
 const StaticShared* find_static_shared(size_t offset, size_t bytes) {
   const auto& all = static_shared();
-  auto after = std::upper_bound(all.begin(), all.end(), offset, [](size_t o, const StaticShared& s) { return o < s.offset; });
+  auto after =
+      std::upper_bound(all.begin(), all.end(), offset, [](size_t o, const StaticShared& s) { return o < s.offset; });
   if (after == all.begin()) return nullptr;
   const StaticShared& s = *--after;
   return !s.red_zone && offset + bytes <= s.offset + s.bytes ? &s : nullptr;

@@ -75,8 +75,8 @@ struct Worker {
   const Launch* launch = nullptr;
   Lane* current = nullptr;  // null while the scheduler runs
   uint3 block{};
-  bool failed = false;          // the block was abandoned
-  volatile bool stop = false;   // set by the watchdog, polled at every call into the emulator
+  bool failed = false;         // the block was abandoned
+  volatile bool stop = false;  // set by the watchdog, polled at every call into the emulator
   volatile uint64_t blocks_done = 0;
   uint64_t watched_block = 0;
   int watch_ticks = 0;

@@ -36,12 +36,16 @@ TRACED = {
 }
 # What needs no hooks is caught by the fast build, too.
 FAST = {
-    name: TRACED[name]
-    for name in (
-        "divergent_exit divergent_wait collective_exited collective_branch collective_mask collective_absent "
-        "division trap"
-    ).split()
-} | {"wild_pointer": ("crash", 32, np.float32)}
+    "divergent_exit": TRACED["divergent_exit"],
+    "divergent_wait": TRACED["divergent_wait"],
+    "collective_exited": TRACED["collective_exited"],
+    "collective_branch": TRACED["collective_branch"],
+    "collective_mask": TRACED["collective_mask"],
+    "collective_absent": TRACED["collective_absent"],
+    "division": TRACED["division"],
+    "trap": TRACED["trap"],
+    "wild_pointer": ("crash", 32, np.float32),
+}
 
 
 def arrays(name, size, dtype):
@@ -64,9 +68,7 @@ def check_caught(module, name, kind, size, dtype, line):
     told = problems(str(error.value))
     place = f"csrc/simt/selftest_bugs.cu:{line}"
     fitting = [
-        p
-        for p in told
-        if p["kind"] == kind and re.search(rf"{place}\b", p["line"] + " " + p.get("against", ""))
+        p for p in told if p["kind"] == kind and re.search(rf"{place}\b", p["line"] + " " + p.get("against", ""))
     ]
     assert fitting, str(error.value)
     for p in fitting:

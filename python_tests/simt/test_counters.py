@@ -63,7 +63,9 @@ def test_rereading_is_not_unique(trace):
     assert (twice["launches"], twice["load_unique_bytes"]) == (2, 512)
 
 
-@pytest.mark.parametrize(("name", "waves", "conflicts"), [("bank_padded", 64, 0), ("bank_conflict", 32 + 32 * 32, 32 * 31)])
+@pytest.mark.parametrize(
+    ("name", "waves", "conflicts"), [("bank_padded", 64, 0), ("bank_conflict", 32 + 32 * 32, 32 * 31)]
+)
 def test_bank_conflicts(trace, name, waves, conflicts):
     x = np.arange(1024, dtype=np.float32)
     y = np.zeros_like(x)

@@ -176,7 +176,9 @@ def test_ldmatrix_feeds_mma(simt):
     np.testing.assert_array_equal(run(simt, "ldmatrix", x, np.zeros((16, 8), np.float32)), a @ b)
 
 
-@pytest.mark.parametrize(("name", "tiles", "transposed"), [("x4", 4, 0), ("x4_trans", 4, 1), ("x2", 2, 0), ("x2_trans", 2, 1)])
+@pytest.mark.parametrize(
+    ("name", "tiles", "transposed"), [("x4", 4, 0), ("x4_trans", 4, 1), ("x2", 2, 0), ("x2_trans", 2, 1)]
+)
 def test_ldmatrix_registers(simt, name, tiles, transposed):
     rows = np.arange(32 * 8, dtype=np.uint16)
     out = run(simt, f"ldmatrix_{name}", rows, np.zeros(32 * 4, np.uint32)).reshape(32, 4)
