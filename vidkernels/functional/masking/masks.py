@@ -189,7 +189,7 @@ def block_mask(
     visible; where it has fewer, randomly chosen cells outside become masked (no raster order is favoured).
     Convention: see `tube_mask`. V-JEPA uses two masks of a clip: blocks=8, scale=0.15 and blocks=2, scale=0.7.
     Args:
-        blocks: rectangles per sample.
+        blocks: rectangles per sample, at most 128.
         scale: share of the frame that one rectangle covers, in (0, 1].
         aspect: least and largest height / width.
         ratio: masked share in [0, 1), int(ratio * H * W) cells a frame; None takes the expected size of the union.
@@ -203,8 +203,8 @@ def block_mask(
         torch.Size([2, 36])
     """
     frames, cells = _frames_and_cells("block_mask", batch, grid)
-    if blocks < 1 or not 0 < scale <= 1 or not 0 < aspect[0] <= aspect[1]:
-        _check.fail("block_mask", "expected blocks >= 1, scale in (0, 1] and 0 < aspect[0] <= aspect[1].",
+    if not 1 <= blocks <= 128 or not 0 < scale <= 1 or not 0 < aspect[0] <= aspect[1]:
+        _check.fail("block_mask", "expected blocks in 1..128, scale in (0, 1] and 0 < aspect[0] <= aspect[1].",
                     blocks=blocks, scale=scale, aspect=aspect)  # fmt: skip
     sizes, expected = _block_sizes(grid[1], grid[2], blocks, scale, aspect[0], aspect[1])
     if ratio is None:
