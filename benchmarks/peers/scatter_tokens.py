@@ -50,7 +50,7 @@ def boolean_mask(visible, visible_index, length, mask_token, position):
 
 def careful(visible, visible_index, length, mask_token, position):
     """Start from mask token + position and write the visible rows into it by index."""
-    batch, count, dim = visible.shape
+    batch, _, dim = visible.shape
     flat = (visible_index.long() + length * torch.arange(batch)[:, None]).flatten()
     place = visible_index.long().flatten()
 

@@ -165,7 +165,10 @@ def test_autocast_keeps_the_tokens_dtype():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((torch.zeros(2, 3), torch.zeros(2, 3).int(), 9, torch.zeros(4)), r"`visible` of shape \[B, K, D\], got \[2, 3\]"),
+        (
+            (torch.zeros(2, 3), torch.zeros(2, 3).int(), 9, torch.zeros(4)),
+            r"`visible` of shape \[B, K, D\], got \[2, 3\]",
+        ),
         ((torch.zeros(2, 3, 4), torch.zeros(2, 2).int(), 9, torch.zeros(4)), r"`visible_index` of shape \[B, K\]"),
         ((torch.zeros(2, 3, 4), torch.zeros(2, 3), 9, torch.zeros(4)), "to hold integers"),
         ((torch.zeros(2, 3, 4), torch.zeros(2, 3).int(), 9, torch.zeros(5)), "`mask_token` of 4 elements"),

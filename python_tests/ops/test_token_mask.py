@@ -205,7 +205,9 @@ def test_seeds_reproduce_and_differ():
     a, b = F.random_mask(4, seed=SEED), F.random_mask(4, seed=SEED)
     assert torch.equal(a.masked_index, b.masked_index)
     assert not torch.equal(a.masked_index, F.random_mask(4, seed=SEED + 1).masked_index)
-    assert not torch.equal(a.masked_index, F.random_mask(4, seed=SEED + (1 << 40)).masked_index)  # the upper word counts
+    assert not torch.equal(
+        a.masked_index, F.random_mask(4, seed=SEED + (1 << 40)).masked_index
+    )  # the upper word counts
     assert torch.equal(a.masked_index[:2], F.random_mask(2, seed=SEED).masked_index)  # a sample keeps its mask
     torch.manual_seed(3)
     c = F.tube_mask(2)
@@ -428,6 +430,6 @@ def test_the_wall_before_the_kernel():
         call(SEED, None, "checker", [1, 3, 3], 4, 4, [], *out)
     with pytest.raises(ValueError, match="fit the grid"):
         call(SEED, None, "block", [1, 3, 3], 4, 4, [1, 3, 4], *out)
+    shared = torch.empty(20, dtype=torch.int32)
     with pytest.raises(ValueError, match="overlaps"):
-        shared = torch.empty(20, dtype=torch.int32)
         call(SEED, None, "random", [1, 3, 3], 4, 4, [], shared[:10].view(2, 5), shared[8:16].view(2, 4))

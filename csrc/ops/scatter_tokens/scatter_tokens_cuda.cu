@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(kThreads)
       for (int i = 0; i < kOwn; ++i) {
         const int32_t n = n0 + warp + i * kWarps;
         const int32_t end = n < length ? samples : 0;
-#pragma unroll 2
+#pragma unroll 1
         for (int32_t b = 0; b < end; ++b) {
           const int32_t k = source[b][n - n0];
           Pack<T, W> grad;

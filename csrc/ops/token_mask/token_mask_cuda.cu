@@ -17,7 +17,7 @@ constexpr int kWarps = kThreads / 32;
 constexpr int64_t kMaxStored = 24 * 1024;  // 96 KiB of scores: every architecture has that much
 
 struct Rectangle {
-  int32_t top, left, bottom, right;
+  int32_t top, left, height, width;
 };
 
 /// The score of position p in this block's selection.
@@ -38,7 +38,7 @@ struct Field {
       bool inside = false;
       for (int32_t j = 0; j < a.blocks; ++j) {
         const Rectangle r = rectangles[j];
-        inside = inside || (y >= r.top && y < r.bottom && x >= r.left && x < r.right);
+        inside |= (uint32_t(y - r.top) < uint32_t(r.height)) & (uint32_t(x - r.left) < uint32_t(r.width));
       }
       return word >> 1 | (inside ? 0u : 0x80000000u);
     }
@@ -61,7 +61,7 @@ __device__ __forceinline__ Rectangle rectangle(const TokenMask& a, uint32_t draw
   const int32_t h = a.sizes[2 * size], wide = a.sizes[2 * size + 1];
   const int32_t top = int32_t(philox_below(w.w1, uint32_t(a.height - h + 1)));
   const int32_t left = int32_t(philox_below(w.w2, uint32_t(a.width - wide + 1)));
-  return {top, left, top + h, left + wide};
+  return {top, left, h, wide};
 }
 
 template <MaskKind kKind, bool kStored>
