@@ -130,7 +130,7 @@ void backward_cpu(const Tensor& grad_out, const Tensor& index, const Tensor& vis
 void check_sizes(const Tensor& index, int64_t batch, int64_t length, int64_t dim) {
   const int64_t limit = int64_t(1) << 31;
   if (batch * ((length + ScatterTokensBackward::kTile - 1) / ScatterTokensBackward::kTile) >= limit ||
-      length >= limit || index.size(1) >= limit || dim >= limit / 64)
+      length >= limit || index.size(1) >= limit / 64 || dim >= limit / 64)
     throw py::value_error("scatter_tokens: too many tokens or features for one launch.");
 }
 

@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T, class P, int W>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 3)  // 3: without it ptxas spills to fit one block more
     scatter_tokens_backward_kernel(const T* __restrict__ grad_out, const int32_t* __restrict__ index,
                                    T* __restrict__ grad_visible, P* __restrict__ grad_position,
                                    Wide<T>* __restrict__ partial, int32_t batch, int32_t length, int32_t count,
@@ -112,28 +112,27 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
     for (int i = thread; i < kSamples * kTile; i += kThreads) source[i / kTile][i % kTile] = kNone;
     __syncthreads();
-    for (int32_t b = warp; b < samples; b += kWarps)
-      for (int32_t k = lane; k < count; k += 32) {
-        const int32_t n = index[int64_t(b0 + b) * count + k];
-        if (n >= n0 && n - n0 < kTile) atomicMin(&source[b][n - n0], k);
-      }
+    const int32_t* rows = index + int64_t(b0) * count;
+    for (int32_t e = thread; e < samples * count; e += kThreads) {
+      const uint32_t n = uint32_t(rows[e] - n0);
+      if (n < kTile) atomicMin(&source[e / count][n], e % count);
+    }
     __syncthreads();
     // Rows that the forward pass left out have no effect: an index outside (the first tile's blocks look after
     // those), or all but the first of equal ones.
-    for (int32_t b = warp; b < samples; b += kWarps)
-      for (int32_t k = lane; k < count; k += 32) {
-        const int32_t n = index[int64_t(b0 + b) * count + k];
-        const bool here = n >= n0 && n - n0 < kTile;
-        if (here ? source[b][n - n0] != k : n0 == 0 && (n < 0 || n >= length))
-          for (int32_t j = first; j < min(dim, first + 32 * W); ++j)
-            grad_visible[(int64_t(b0 + b) * count + k) * dim + j] = narrow<T>(0);
-      }
+    for (int32_t e = thread; e < samples * count; e += kThreads) {
+      const uint32_t n = uint32_t(rows[e] - n0);
+      const bool outside = n0 == 0 && n >= uint32_t(length);
+      const bool later = n < kTile && source[e / count][n % kTile] != e % count;
+      const int32_t end = outside || later ? min(dim, first + 32 * W) : 0;
+      for (int32_t j = first; j < end; ++j) grad_visible[(int64_t(b0) * count + e) * dim + j] = narrow<T>(0);
+    }
     if (d < dim) {
 #pragma unroll
       for (int i = 0; i < kOwn; ++i) {
         const int32_t n = n0 + warp + i * kWarps;
         const int32_t end = n < length ? samples : 0;
-#pragma unroll 1
+#pragma unroll 2
         for (int32_t b = 0; b < end; ++b) {
           const int32_t k = source[b][n - n0];
           Pack<T, W> grad;
