@@ -18,25 +18,25 @@
 namespace vk {
 
 struct ScatterTokens {
-  const void* visible;         // [B, K, D]
-  const int32_t* index;        // [B, K]
-  const void* mask_token;      // [D], float or as visible
-  const void* position;        // [N, D] as mask_token, or null
-  void* out;                   // [B, N, D] as visible
-  int32_t* sources;            // CPU: [B, N], the row that lands on each token, or -1
+  const void* visible;     // [B, K, D]
+  const int32_t* index;    // [B, K]
+  const void* mask_token;  // [D], float or as visible
+  const void* position;    // [N, D] as mask_token, or null
+  void* out;               // [B, N, D] as visible
+  int32_t* sources;        // CPU: [B, N], the row that lands on each token, or -1
   int64_t batch, length, count, dim;
   Element element, parameter;  // of the tokens; of mask_token and position
   int64_t bad;                 // out: flat position of the first index that is refused, or -1 (CPU only)
 };
 
 struct ScatterTokensBackward {
-  const void* grad_out;        // [B, N, D]
-  const int32_t* index;        // [B, K]
-  void* grad_visible;          // [B, K, D] as grad_out
-  void* grad_mask_token;       // [D], float or as grad_out
-  void* grad_position;         // [N, D] as grad_mask_token, or null
-  int32_t* sources;            // CPU: [B, N]
-  void* partial;               // [tiles, D] float (double for double), sums for the mask token
+  const void* grad_out;   // [B, N, D]
+  const int32_t* index;   // [B, K]
+  void* grad_visible;     // [B, K, D] as grad_out
+  void* grad_mask_token;  // [D], float or as grad_out
+  void* grad_position;    // [N, D] as grad_mask_token, or null
+  int32_t* sources;       // CPU: [B, N]
+  void* partial;          // [tiles, D] float (double for double), scratch: the tiles' sums for the mask token
   int64_t batch, length, count, dim;
   Element element, parameter;
   int64_t bad;

@@ -63,6 +63,21 @@ void forward(const ScatterTokens& a) {
   });
 }
 
+/// One row of grad_out: to its visible row or to the mask token's sum, and to the position's sum.
+template <class T, class Sum>
+void add_row(const T* __restrict row, T* __restrict visible, Sum* __restrict masked, Sum* __restrict position,
+             int64_t dim) {
+  if (visible) {
+    std::memcpy(visible, row, size_t(dim) * sizeof(T));
+    for (int64_t d = 0; d < dim; ++d) position[d] += to_float(row[d]);
+  } else {
+    for (int64_t d = 0; d < dim; ++d) {
+      masked[d] += to_float(row[d]);
+      position[d] += to_float(row[d]);
+    }
+  }
+}
+
 template <class T, class P>
 void backward(const ScatterTokensBackward& a) {
   using Sum = decltype(to_float(T{}));
@@ -72,34 +87,26 @@ void backward(const ScatterTokensBackward& a) {
   T* grad_visible = static_cast<T*>(a.grad_visible);
   P* grad_position = static_cast<P*>(a.grad_position);
   Sum* partial = static_cast<Sum*>(a.partial);
+  // As many tokens at a time as keep their sums in the nearest cache; their rows lie side by side in a sample.
+  const int64_t fit = 24 * 1024 / int64_t(sizeof(Sum)) / (dim + 1), some = fit < 1 ? 1 : fit < kTile ? fit : kTile;
   parallel_for(tiles, 1 + 16384 / (kTile * dim * (a.batch + 1)), [&](int64_t t0, int64_t t1) {
-    Sum* over_batch = new Sum[size_t(dim + 1)];
+    Sum* over_batch = new Sum[size_t(some * dim + 1)];
     for (int64_t t = t0; t < t1; ++t) {
       Sum* masked = partial + t * dim;
       for (int64_t d = 0; d < dim; ++d) masked[d] = 0;
-      const int64_t n1 = (t + 1) * kTile < a.length ? (t + 1) * kTile : a.length;
-      for (int64_t n = t * kTile; n < n1; ++n) {
-        for (int64_t d = 0; d < dim; ++d) over_batch[d] = 0;
-        for (int64_t b = 0; b < a.batch; ++b) {
-          const int32_t k = a.sources[b * a.length + n];
-          const T* row = grad_out + (b * a.length + n) * dim;
-          if (k >= 0) {
-            T* to = grad_visible + (b * a.count + k) * dim;
-#pragma omp simd
-            for (int64_t d = 0; d < dim; ++d) {
-              to[d] = row[d];
-              over_batch[d] += to_float(row[d]);
-            }
-          } else {
-#pragma omp simd
-            for (int64_t d = 0; d < dim; ++d) {
-              masked[d] += to_float(row[d]);
-              over_batch[d] += to_float(row[d]);
-            }
+      const int64_t tile_end = (t + 1) * kTile < a.length ? (t + 1) * kTile : a.length;
+      for (int64_t n0 = t * kTile; n0 < tile_end; n0 += some) {
+        const int64_t n1 = n0 + some < tile_end ? n0 + some : tile_end;
+        for (int64_t i = 0; i < (n1 - n0) * dim; ++i) over_batch[i] = 0;
+        for (int64_t b = 0; b < a.batch; ++b)
+          for (int64_t n = n0; n < n1; ++n) {
+            const int32_t k = a.sources[b * a.length + n];
+            const T* row = grad_out + (b * a.length + n) * dim;
+            add_row(row, k >= 0 ? grad_visible + (b * a.count + k) * dim : nullptr, masked, over_batch + (n - n0) * dim,
+                    dim);
           }
-        }
         if (grad_position)
-          for (int64_t d = 0; d < dim; ++d) grad_position[n * dim + d] = narrow<P>(over_batch[d]);
+          for (int64_t i = 0; i < (n1 - n0) * dim; ++i) grad_position[n0 * dim + i] = narrow<P>(over_batch[i]);
       }
     }
     delete[] over_batch;

@@ -21,6 +21,7 @@ namespace vk {
 
 enum class MaskKind : int { tube, random, running_cell, block, scores };
 constexpr uint32_t kCells = 0, kSample = 1;
+constexpr int kMaxBlocks = 128;
 
 struct TokenMask {
   MaskKind kind;
@@ -30,10 +31,10 @@ struct TokenMask {
   int32_t* visible;       // [B, groups * repeat * (length - low)], -1 behind the last
   int32_t* masked;        // [B, groups * repeat * high], -1 behind the last
   int64_t batch, groups, length, repeat, low, high;
-  int32_t height, width;       // of the cells, for running_cell and block
-  int32_t blocks, block_sizes; // rectangles per sample; choices of their size
-  int32_t sizes[64];           // height and width of each choice
-  bool largest;                // scores: mask the largest
+  int32_t height, width;        // of the cells, for running_cell and block
+  int32_t blocks, block_sizes;  // rectangles per sample; choices of their size
+  int32_t sizes[64];            // height and width of each choice
+  bool largest;                 // scores: mask the largest
 };
 
 /// Place of cell (y, x) in the cycle of four, before the frame and the phase are added.

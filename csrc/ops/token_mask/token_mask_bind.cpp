@@ -18,11 +18,13 @@ MaskKind kind_of(const std::string& kind) {
 void fill(TokenMask& a, const Check& check, const Tensor& counts, const Tensor& visible, const Tensor& masked) {
   check.require(a.groups > 0 && a.length > 0 && a.repeat > 0, "expected at least one token.");
   check.require(a.groups * a.length * a.repeat < int64_t(1) << 31, "expected fewer than 2^31 tokens.");
-  check.require(0 <= a.low && a.low <= a.high && a.high <= a.length, "expected 0 <= low <= high <= tokens to choose from.");
+  check.require(0 <= a.low && a.low <= a.high && a.high <= a.length,
+                "expected 0 <= low <= high <= tokens to choose from.");
   check.dtype(visible, {Dtype::i32});
   check.shape(visible, {-1, a.groups * a.repeat * (a.length - a.low)});
   check.output(visible);
   a.batch = visible.size(0);
+  check.require(a.batch * a.groups < int64_t(1) << 31, "expected fewer than 2^31 selections.");
   check.dtype(masked, {Dtype::i32});
   check.shape(masked, {a.batch, a.groups * a.repeat * a.high});
   check.output(masked);
@@ -63,7 +65,7 @@ TokenMask mask_args(int device, const Tensor& seed, const Tensor& counts, const 
   if (a.kind == MaskKind::block) {
     check.require(blocks.size() >= 3 && blocks.size() % 2 == 1 && blocks.size() <= 65,
                   "expected `blocks` to be the number of rectangles, then 1 to 32 pairs of height and width.");
-    check.require(blocks[0] >= 0 && blocks[0] <= 1024, "expected at most 1024 rectangles.");
+    check.require(blocks[0] >= 0 && blocks[0] <= kMaxBlocks, "expected at most 128 rectangles.");
     a.blocks = int32_t(blocks[0]);
     a.block_sizes = int32_t(blocks.size() / 2);
     for (size_t i = 1; i < blocks.size(); ++i) {

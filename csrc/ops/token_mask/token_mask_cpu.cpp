@@ -80,10 +80,7 @@ Threshold find(const uint32_t* score, int64_t length, int64_t count) {
 }
 
 void select(const TokenMask& a, int64_t b, uint32_t* score, int32_t* scratch) {
-  const int64_t count = !a.counts           ? a.high
-                        : a.counts[b] < a.low  ? a.low
-                        : a.counts[b] > a.high ? a.high
-                                               : a.counts[b];
+  const int64_t count = !a.counts ? a.high : a.counts[b] < a.low ? a.low : a.counts[b] > a.high ? a.high : a.counts[b];
   const int64_t rest = a.length - count, times = a.groups * a.repeat;
   const int64_t visible_width = times * (a.length - a.low), masked_width = times * a.high;
   int32_t *visible = a.visible + b * visible_width, *masked = a.masked + b * masked_width;

@@ -3,13 +3,13 @@
 from vidkernels.functional.masking.embed import embed_visible_tubes
 from vidkernels.functional.masking.loss import masked_patch_loss
 from vidkernels.functional.masking.masks import (
-    TokenMask,
     block_mask,
     random_mask,
     running_cell_mask,
     score_mask,
     tube_mask,
 )
+from vidkernels.functional.masking.token_mask import TokenMask
 from vidkernels.functional.masking.tokens import gather_tokens, scatter_tokens
 
 __all__ = [

@@ -5,72 +5,16 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 
 from vidkernels import _check
+from vidkernels.functional.masking.token_mask import TokenMask, check_grid
 from vidkernels.ops.token_mask.op import score_mask as _score_mask
 from vidkernels.ops.token_mask.op import token_mask as _token_mask
 
 Ratio = float | tuple[float, float] | torch.Tensor
 _ASPECTS = 16
-
-
-@dataclass(frozen=True)
-class TokenMask:
-    """Which tokens of each clip are masked; tokens count in (t, h, w) raster order.
-
-    visible_index, masked_index: [B, Nv] and [B, Nm] int32, ascending. Where the samples of a batch differ in number,
-        rows are padded with -1 at the end and the counts are given.
-    grid: (T, H, W) of the tokens.
-    visible_count, masked_count: [B] int32, or None if every sample has the same number.
-    """
-
-    visible_index: torch.Tensor
-    masked_index: torch.Tensor
-    grid: tuple[int, int, int]
-    visible_count: torch.Tensor | None = None
-    masked_count: torch.Tensor | None = None
-
-    def to_bool(self) -> torch.Tensor:
-        """[B, N] bool, True = masked."""
-        tokens = math.prod(self.grid)
-        index = self.masked_index.long()
-        if self.masked_count is not None:
-            index = index % (tokens + 1)  # padding (-1) goes to a column that is cut off
-        out = torch.zeros(index.shape[0], tokens + 1, dtype=torch.bool, device=index.device)
-        return out.scatter_(1, index, True)[:, :tokens]
-
-    def flat(self, which: str = "visible") -> tuple[torch.Tensor, torch.Tensor]:
-        """Indices of all samples one after the other and their offsets [B + 1], as variable-length attention takes
-        them. Waits for the device where counts differ."""
-        index = self.visible_index if which == "visible" else self.masked_index
-        count = self.visible_count if which == "visible" else self.masked_count
-        batch, width = index.shape
-        if count is None:
-            return index.flatten(), torch.arange(batch + 1, dtype=torch.int32, device=index.device) * width
-        offsets = torch.zeros(batch + 1, dtype=torch.int32, device=index.device)
-        offsets[1:] = count.cumsum(0)
-        return index[index >= 0], offsets
-
-    @staticmethod
-    def from_bool(
-        mask: torch.Tensor, grid: tuple[int, int, int] | None = None, *, backend: str | None = None
-    ) -> TokenMask:
-        """The TokenMask of a [B, N] bool mask (True = masked). Waits for the device: shapes follow the counts."""
-        _check.is_tensor("TokenMask.from_bool", "mask", mask, "[B, N]")
-        if mask.dtype is not torch.bool:
-            _check.fail("TokenMask.from_bool", "expected a bool mask (True = masked).", mask=mask)
-        counts = mask.sum(1, dtype=torch.int32)
-        low, high = (0, 0) if mask.shape[0] == 0 else torch.stack(counts.aminmax()).tolist()
-        grid = _grid_of("TokenMask.from_bool", mask, grid)
-        visible, masked = _score_mask(
-            mask.float(), None if low == high else counts, 1, low, high, True, backend=backend
-        )
-        if low == high:
-            return TokenMask(visible, masked, grid)
-        return TokenMask(visible, masked, grid, mask.shape[1] - counts, counts)
 
 
 def tube_mask(
@@ -127,7 +71,15 @@ def random_mask(
     """Random masks: any token of space and time, all sets of one size equally likely.
 
     Exactly int(N * (1 - ratio)) tokens of the N = T*H*W stay visible (0.9 of 1568: 156).
-    Convention, Args, Returns, Raises, Backends: see `tube_mask`.
+    Convention: tokens count in (t, h, w) raster order; masked = hidden from the encoder.
+    Args:
+        ratio: masked share of the clip's tokens in [0, 1); or a range, or one per sample (see `tube_mask`).
+        batch, grid, generator, device, seed, backend: see `tube_mask`.
+    Returns:
+        mask: TokenMask with int32 `visible_index` [B, Nv] and `masked_index` [B, Nm]; see `tube_mask`.
+    Raises:
+        ValueError: a ratio outside [0, 1), an empty grid, no visible token left.
+    Backends: reference, cpu, cuda (sm80+); the same bits on each.
     Source: Feichtenhofer et al. 2022, arXiv 2205.09113, section 3 (space-time-agnostic sampling).
     Example:
         >>> random_mask(3).visible_index.shape
@@ -155,7 +107,15 @@ def running_cell_mask(
     frame masks exactly int(ratio * H * W) cells, those with small p first; where a frame's count cuts through one
     p (odd grids, or 4 * ratio not whole), cells of that p are chosen at random. With ratio 0.5 every cell of a grid of
     two cells or more is both masked and visible within four frames. One cell wide grids run along the line.
-    Convention, Args, Returns, Raises, Backends: see `tube_mask`.
+    Convention: tokens count in (t, h, w) raster order; masked = hidden from the encoder.
+    Args:
+        ratio: masked share of each frame in [0, 1); or a range, or one per sample (see `tube_mask`).
+        batch, grid, generator, device, seed, backend: see `tube_mask`.
+    Returns:
+        mask: TokenMask with int32 `visible_index` [B, Nv] and `masked_index` [B, Nm]; see `tube_mask`.
+    Raises:
+        ValueError: a ratio outside [0, 1), an empty grid, no visible token left.
+    Backends: reference, cpu, cuda (sm80+); the same bits on each.
     Source: Wang et al. 2023, arXiv 2303.16727, section 3.2 (decoder masking); differs: odd grids work.
     Example:
         >>> mask = running_cell_mask(1, (4, 2, 2)).to_bool().reshape(4, 4)
@@ -189,12 +149,16 @@ def block_mask(
     visible; where it has fewer, randomly chosen cells outside become masked (no raster order is favoured).
     Convention: see `tube_mask`. V-JEPA uses two masks of a clip: blocks=8, scale=0.15 and blocks=2, scale=0.7.
     Args:
-        blocks: rectangles per sample.
+        blocks: rectangles per sample, at most 128.
         scale: share of the frame that one rectangle covers, in (0, 1].
         aspect: least and largest height / width.
         ratio: masked share in [0, 1), int(ratio * H * W) cells a frame; None takes the expected size of the union.
         batch, grid, generator, device, seed, backend: see `tube_mask`.
-    Returns, Raises, Backends: see `tube_mask`.
+    Returns:
+        mask: TokenMask with int32 `visible_index` [B, Nv] and `masked_index` [B, Nm]; see `tube_mask`.
+    Raises:
+        ValueError: as `tube_mask`; a number, scale or aspect of blocks that makes no sense.
+    Backends: reference, cpu, cuda (sm80+); the same bits on each.
     Source: Bardes et al. 2024, arXiv 2404.08471, section 3.3; differs: equal counts by random moves instead of
         cutting each sample's list at the shortest; each rectangle draws its own aspect.
     Example:
@@ -203,8 +167,8 @@ def block_mask(
         torch.Size([2, 36])
     """
     frames, cells = _frames_and_cells("block_mask", batch, grid)
-    if blocks < 1 or not 0 < scale <= 1 or not 0 < aspect[0] <= aspect[1]:
-        _check.fail("block_mask", "expected blocks >= 1, scale in (0, 1] and 0 < aspect[0] <= aspect[1].",
+    if not 1 <= blocks <= 128 or not 0 < scale <= 1 or not 0 < aspect[0] <= aspect[1]:
+        _check.fail("block_mask", "expected blocks in 1..128, scale in (0, 1] and 0 < aspect[0] <= aspect[1].",
                     blocks=blocks, scale=scale, aspect=aspect)  # fmt: skip
     sizes, expected = _block_sizes(grid[1], grid[2], blocks, scale, aspect[0], aspect[1])
     if ratio is None:
@@ -237,7 +201,12 @@ def score_mask(
         largest: False masks the lowest scores instead.
         grid: (T, H, W) of the tokens; None takes (groups, 1, N / groups).
         backend: force one of vidkernels' backends; None chooses.
-    Returns, Raises, Backends: see `tube_mask`. Not differentiable.
+    Returns:
+        mask: TokenMask with int32 `visible_index` [B, Nv] and `masked_index` [B, Nm]; see `tube_mask`.
+            Not differentiable.
+    Raises:
+        ValueError: N no multiple of `groups`, a ratio or count that leaves nothing visible, a grid of another size.
+    Backends: reference, cpu, cuda (sm80+); the same bits on each.
     Source: own; used by importance and motion guided masking.
     Example:
         >>> score_mask(torch.tensor([[0.1, 0.9, 0.5, 0.5]]), count=2).masked_index.tolist()
@@ -259,7 +228,7 @@ def score_mask(
     if grid is None:
         grid = (groups, 1, length)
     else:
-        grid = _grid_of("score_mask", scores, grid)
+        grid = check_grid("score_mask", scores, grid)
     counts, low, high = _counts("score_mask", batch, ratio, rule, scores.device, None)
     scores = scores.detach().float()
     visible, masked = _score_mask(scores, counts, groups, low, high, largest, backend=backend)
@@ -322,14 +291,6 @@ def _frames_and_cells(name: str, batch: int, grid: Sequence[int]) -> tuple[int, 
     if batch < 0:
         _check.fail(name, "expected `batch` >= 0.", batch=batch)
     return grid[0], grid[1] * grid[2]
-
-
-def _grid_of(name: str, tokens: torch.Tensor, grid: tuple[int, int, int] | None) -> tuple[int, int, int]:
-    if grid is None:
-        return 1, 1, tokens.shape[1]
-    if len(grid) != 3 or math.prod(grid) != tokens.shape[1]:
-        _check.fail(name, f"expected a `grid` (T, H, W) of {tokens.shape[1]} tokens.", grid=grid)
-    return grid
 
 
 @functools.lru_cache(maxsize=64)

@@ -60,6 +60,9 @@ class RandomMasking(_Masking):
     """Random tokens of space and time: see `vidkernels.functional.random_mask`.
 
     Args:     grid: (T, H, W) of the tokens. ratio: masked share (default 0.9).
+    Example:
+        >>> RandomMasking((8, 14, 14), 0.9)(2).masked_index.shape
+        torch.Size([2, 1412])
     """
 
     _default_ratio = 0.9
@@ -72,6 +75,9 @@ class RunningCellMasking(_Masking):
     """2 x 2 cells whose masked places advance each frame: see `vidkernels.functional.running_cell_mask`.
 
     Args:     grid: (T, H, W) of the tokens. ratio: masked share (default 0.5).
+    Example:
+        >>> RunningCellMasking((8, 14, 14))(2).masked_index.shape
+        torch.Size([2, 784])
     """
 
     _default_ratio = 0.5
@@ -85,6 +91,9 @@ class BlockMasking(_Masking):
 
     Args:     grid: (T, H, W) of the tokens. blocks, scale, aspect: number, share of the frame and height / width of the
         rectangles. ratio: masked share; None takes the expected size of the union.
+    Example:
+        >>> BlockMasking((8, 14, 14), blocks=2, scale=0.7)(2).masked_index.shape
+        torch.Size([2, 1320])
     """
 
     def __init__(

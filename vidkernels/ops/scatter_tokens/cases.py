@@ -68,7 +68,8 @@ CASES = {
         Case("tiny_bare", _forward(2, 5, 3, 2, position=False), grad=_GRAD[:2], bytes=_bytes),
         Case("odd", _forward(3, 63, 37, 17), grad=_GRAD, bytes=_bytes),
         Case("odd_wide", _forward(2, 67, 64, 31), grad=_GRAD, bytes=_bytes),
-        Case("odd_mixed", _forward(2, 67, 40, 31, mixed=True), grad=_GRAD, bytes=_bytes),
+        # Its float32 gradients hold the rounding of the half-precision grad_out: compared in test_scatter_tokens.py.
+        Case("odd_mixed", _forward(2, 67, 40, 31, mixed=True), bytes=_bytes),
         Case("odd_batch", _forward(37, 33, 8, 5), grad=_GRAD, bytes=_bytes),
         Case("empty", _forward(2, 5, 3, 0), grad=_GRAD),
         Case("empty_batch", _forward(0, 5, 3, 2), grad=_GRAD),
@@ -76,7 +77,7 @@ CASES = {
         Case("strided", _strided, grad=_GRAD),
         Case("extreme", _extreme),
         Case("real_videomae_b", _forward(8, 1568, 384, 160), grad=_GRAD, bytes=_bytes),
-        Case("real_videomae_b_mixed", _forward(8, 1568, 384, 160, mixed=True), grad=_GRAD, bytes=_bytes),
+        Case("real_videomae_b_mixed", _forward(8, 1568, 384, 160, mixed=True), bytes=_bytes),
     ],
     "scatter_tokens_backward": [
         Case("tiny", _backward(2, 5, 3, 2), grad=("grad_out",), rtol=ROUNDING, bytes=_bytes_backward),

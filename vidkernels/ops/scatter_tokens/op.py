@@ -12,6 +12,7 @@ from vidkernels._pool import empty
 from vidkernels.ops.scatter_tokens import reference
 
 _HALVES = (torch.float16, torch.bfloat16)
+_TILE = 32  # ScatterTokensBackward::kTile: tokens whose share of the mask token's gradient is summed first
 
 
 def _supports(backend, visible, visible_index, length, mask_token, position):
@@ -67,7 +68,9 @@ def _native_backward(kernel, grad_out, visible_index, param_dtype, with_position
     visible = empty((batch, visible_index.shape[1], dim), grad_out.dtype, device)
     mask_token = empty((dim,), param_dtype, device)
     position = empty((length if with_position else 0, dim), param_dtype, device)
-    kernel(grad_out.contiguous(), visible_index.contiguous(), visible, mask_token, position)
+    wide = torch.float64 if grad_out.dtype is torch.float64 else torch.float32
+    partial = empty((-(-length // _TILE), dim), wide, device)
+    kernel(grad_out.contiguous(), visible_index.contiguous(), visible, mask_token, position, partial)
     return visible, mask_token, position
 
 

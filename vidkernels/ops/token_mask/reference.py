@@ -99,10 +99,8 @@ def _select(scores: torch.Tensor, counts: torch.Tensor | None, repeat: int, low:
     counts = counts.long().clamp(low, high)
     order = scores.argsort(dim=-1, stable=True)
     rank = torch.empty_like(order).scatter_(-1, order, torch.arange(length, device=order.device).expand_as(order))
-    masked = (
-        (rank < counts[:, None, None])[:, :, None].expand(-1, -1, repeat, -1).reshape(batch, groups * repeat * length)
-    )
-    tokens = masked.shape[1]
+    tokens = groups * repeat * length
+    masked = (rank < counts[:, None, None])[:, :, None].expand(-1, -1, repeat, -1).reshape(batch, tokens)
     place = torch.arange(tokens, device=scores.device)
 
     def ascending(chosen, width):
