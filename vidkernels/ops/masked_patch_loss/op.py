@@ -42,11 +42,23 @@ def _native(kernel, pred, video, masked_index, pt, ph, pw, convention, mean, std
 
 
 def _supports(backend, pred, video, masked_index, pt, ph, pw, convention, mean, std):
-    if backend == "triton" and torch.float64 in (pred.dtype, video.dtype):
-        return "the Triton kernel computes in float32"
-    if backend not in ("reference", "cpu", "triton") and video.dtype is not torch.uint8 and len(mean) > 32:
-        return "the CUDA kernel un-normalises at most 32 channels"
+    if backend in ("reference", "cpu"):
+        return None
+    doubles = torch.float64 in (pred.dtype, video.dtype)
+    if backend == "triton":
+        return "the Triton kernel computes in float32" if doubles else None
+    channels, itemsize = _channels(video), 8 if doubles else 4
+    if video.dtype is torch.float64 and pred.dtype is not torch.float64:
+        return "the CUDA kernel reads a float64 video for a float64 pred only"
+    if channels > 128 or len(mean) > 32:
+        return "the CUDA kernel takes at most 128 channels (32 with mean and std)"
+    if pt * ph * pw * channels * (1 if video.dtype is torch.uint8 else itemsize) > 1 << 16:
+        return "the CUDA kernel keeps a tube in 64 KiB of shared memory"
     return None
+
+
+def _channels(video: torch.Tensor) -> int:
+    return video.shape[4] if video.dtype is torch.uint8 else video.shape[1]
 
 
 def _save_inputs(ctx, inputs, output):
