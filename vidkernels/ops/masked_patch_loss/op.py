@@ -45,9 +45,12 @@ def _supports(backend, pred, video, masked_index, pt, ph, pw, convention, mean, 
     if backend in ("reference", "cpu"):
         return None
     doubles = torch.float64 in (pred.dtype, video.dtype)
-    if backend == "triton":
-        return "the Triton kernel computes in float32" if doubles else None
     channels, itemsize = _channels(video), 8 if doubles else 4
+    if backend == "triton":
+        if doubles:
+            return "the Triton kernel computes in float32"
+        padded = _power_of_2(pt * ph * pw) * _power_of_2(channels)
+        return "the Triton kernel holds a tube in one block of at most 32768 elements" if padded > 1 << 15 else None
     if video.dtype is torch.float64 and pred.dtype is not torch.float64:
         return "the CUDA kernel reads a float64 video for a float64 pred only"
     if channels > 128 or len(mean) > 32:
@@ -55,6 +58,10 @@ def _supports(backend, pred, video, masked_index, pt, ph, pw, convention, mean, 
     if pt * ph * pw * channels * (1 if video.dtype is torch.uint8 else itemsize) > 1 << 16:
         return "the CUDA kernel keeps a tube in 64 KiB of shared memory"
     return None
+
+
+def _power_of_2(n: int) -> int:
+    return 1 << max(0, n - 1).bit_length()
 
 
 def _channels(video: torch.Tensor) -> int:
@@ -174,6 +181,7 @@ masked_patch_loss = define(
         name="masked_patch_loss",
         schema=f"({_ARGUMENTS}) -> Tensor",
         reference=reference.masked_patch_loss,
+        triton="vidkernels.ops.masked_patch_loss.triton:masked_patch_loss",
         fake=_fake,
         native=_native,
         supports=_supports,
@@ -188,6 +196,7 @@ masked_patch_loss_backward = define(
         name="masked_patch_loss_backward",
         schema=f"(Tensor grad_loss, {_ARGUMENTS}) -> Tensor",
         reference=reference.masked_patch_loss_backward,
+        triton="vidkernels.ops.masked_patch_loss.triton:masked_patch_loss_backward",
         fake=_fake_backward,
         native=_native_backward,
         supports=lambda backend, grad_loss, *args: _supports(backend, *args),
