@@ -1,6 +1,8 @@
 """masked_patch_loss: closed forms and an independent implementation pin the reference; then the kernels' promises."""
 
+import importlib.util
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -347,6 +349,29 @@ def test_not_a_number_in_pred_reaches_the_loss():
     loss.backward()
     assert math.isnan(loss.item())
     assert int(leaf.grad.isnan().sum()) == 1
+
+
+@pytest.mark.parametrize("name", ["usual", "careful"])
+@pytest.mark.parametrize("convention", ["videomae", "mae_st"])
+@pytest.mark.parametrize("form", ["uint8", "float"])
+def test_what_we_are_measured_against_computes_the_same(name, convention, form):
+    path = Path(__file__).parents[2] / "benchmarks" / "peers" / "masked_patch_loss.py"
+    spec = importlib.util.spec_from_file_location("peers_masked_patch_loss", path)
+    peers = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(peers)
+    pred, video, index = inputs(2, (2, 3, 4), (2, 8, 8), 3, 15)
+    index, statistics = index.sort(1).values, ([], [])
+    if form == "float":
+        video, statistics = ((video / 255 - torch.tensor(MEAN)) / torch.tensor(STD)).permute(0, 4, 1, 2, 3), (MEAN, STD)
+    leaf, wide = pred.clone().requires_grad_(), pred.double().requires_grad_()
+    loss = peers.PEERS["masked_patch_loss"][name](leaf, video, index, 2, 8, 8, convention, *statistics)()
+    loss.backward()
+    expected = loss_op.masked_patch_loss(
+        wide, video, index.int(), 2, 8, 8, convention, *statistics, backend="reference"
+    )  # fmt: skip
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert torch.allclose(leaf.grad.double(), wide.grad, rtol=0, atol=1e-5 * float(wide.grad.abs().max()))
 
 
 # ---- errors and the module
