@@ -7,6 +7,7 @@
 //     3 maps       thread c makes the target map of channel c
 //     4 sweep      thread i owns packs i, i + kThreads, ... of pred: difference, loss, gradient
 //     5 partial    the block's sum of squares, one double per tube
+//   scale kernel the gradient of a fused pass times an upstream gradient that only the device knows
 //   sum kernel   one block adds the partial sums in a fixed order: same bits on every run
 //
 // A tube whose index lies outside the grid is never read: its loss and gradient are NaN.
@@ -296,6 +297,20 @@ __global__ void __launch_bounds__(kSumThreads)
   if (threadIdx.x == 0) *loss = Loss(elements > 0 ? sum / elements : 0.0);
 }
 
+/// In place; a factor of 1, the usual case, costs one read of the factor.
+template <class T, int kPack>
+__global__ void __launch_bounds__(kSumThreads)
+    masked_patch_loss_scale_kernel(T* grad, const decltype(to_float(T{}))* __restrict__ factor, int64_t packs) {
+  const auto up = *factor;
+  if (up == 1) return;
+  const int64_t i = int64_t(blockIdx.x) * kSumThreads + threadIdx.x;
+  if (i >= packs) return;
+  Vec<T, kPack> g = load_vec<kPack>(grad + i * kPack);
+#pragma unroll
+  for (int j = 0; j < kPack; ++j) g[j] = round_to<T>(to_float(g[j]) * up);
+  store_vec<kPack>(grad + i * kPack, g);
+}
+
 template <class T, class Pixel>
 void launch_tubes(const Tubes& tubes, int64_t blocks, vk_stream_t stream) {
   using Real = decltype(to_float(T{}));
@@ -323,7 +338,33 @@ void launch(const MaskedPatchLoss& a, const Tubes& tubes, vk_stream_t stream) {
               double(blocks * a.pixels() * a.channels), static_cast<Real*>(a.loss));
 }
 
+template <class T, int kPack>
+void launch_scale_packs(void* grad, const void* factor, int64_t n, vk_stream_t stream) {
+  const int64_t packs = n / kPack, blocks = (packs + kSumThreads - 1) / kSumThreads;
+  VK_LAUNCH((masked_patch_loss_scale_kernel<T, kPack>), unsigned(blocks), kSumThreads, 0, stream, static_cast<T*>(grad),
+            static_cast<const decltype(to_float(T{}))*>(factor), packs);
+}
+
+template <class T>
+void launch_scale(void* grad, const void* factor, int64_t n, vk_stream_t stream) {
+  if (n == 0) return;
+  if (n % kVecWidth<T> == 0 && uintptr_t(grad) % 16 == 0)
+    launch_scale_packs<T, kVecWidth<T>>(grad, factor, n, stream);
+  else
+    launch_scale_packs<T, 1>(grad, factor, n, stream);
+}
+
 }  // namespace
+
+void masked_patch_loss_scale_cuda(void* grad, const void* factor, int64_t n, Element element, void* stream_pointer) {
+  const auto stream = static_cast<vk_stream_t>(stream_pointer);
+  switch (element) {
+    case Element::f32: return launch_scale<float>(grad, factor, n, stream);
+    case Element::f64: return launch_scale<double>(grad, factor, n, stream);
+    case Element::f16: return launch_scale<f16>(grad, factor, n, stream);
+    case Element::bf16: return launch_scale<bf16>(grad, factor, n, stream);
+  }
+}
 
 void masked_patch_loss_cuda(const MaskedPatchLoss& a, void* stream_pointer) {
   const auto stream = static_cast<vk_stream_t>(stream_pointer);
