@@ -75,6 +75,8 @@ VK_HD TargetMap<Real> target_map(int64_t c, int64_t channels, int64_t n, const d
 
 VK_CPU_KERNEL(masked_patch_loss, (MaskedPatchLoss & a))
 
+/// grad[i] *= *factor (a float, a double for a double grad), in place; does nothing if the factor is 1.
+void masked_patch_loss_scale_cuda(void* grad, const void* factor, int64_t n, Element element, void* stream);
 void masked_patch_loss_cuda(const MaskedPatchLoss& a, void* stream);
 
 }  // namespace vk

@@ -158,6 +158,18 @@ void backward_cuda(const Tensor& grad_loss, const Tensor& pred, const Tensor& vi
   masked_patch_loss_cuda(a, launch.stream());
   launch.finish();
 }
+
+void scale_cuda(const Tensor& grad, const Tensor& factor) {
+  const Check check("masked_patch_loss_scale", kGpuDevice, {{"grad", &grad}, {"factor", &factor}});
+  check.dtype(grad, {Dtype::f32, Dtype::f64, Dtype::f16, Dtype::bf16});
+  check.output(grad);
+  check.shape(factor, {});
+  check.dtype(factor, {grad.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32});
+  GpuLaunch launch("masked_patch_loss_scale",
+                   {{"grad", &grad, GpuLaunch::Buffer::inout}, {"factor", &factor, GpuLaunch::Buffer::in}});
+  masked_patch_loss_scale_cuda(grad.data(), factor.data(), grad.numel(), element_of(grad), launch.stream());
+  launch.finish();
+}
 #endif
 
 }  // namespace
@@ -170,6 +182,7 @@ void register_masked_patch_loss(py::module_& m) {
 #ifdef VK_GPU
   m.def("masked_patch_loss_cuda", &forward_cuda);
   m.def("masked_patch_loss_backward_cuda", &backward_cuda);
+  m.def("masked_patch_loss_scale_cuda", &scale_cuda);
 #endif
 }
 

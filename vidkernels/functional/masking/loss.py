@@ -44,8 +44,10 @@ def masked_patch_loss(
         mean: C numbers, per channel, in units of 0..1.
         std: C numbers, likewise.
         grad_out: [B, Nm, pt * ph * pw * C], contiguous, like `pred`. Receives d loss / d pred before the call returns,
-            with or without autograd. It may be `pred` itself, which is then consumed: its values are gone. Without it
-            large gradients on the CPU come from a pool of reused memory. Not under torch.compile or torch.func.
+            with or without autograd; a backward pass with another upstream gradient than 1 scales it (on a GPU in
+            place, so that the graph can be walked once). It may be `pred` itself, which is then consumed: its values
+            are gone. Without it large gradients on the CPU come from a pool of reused memory. Not for float16, not
+            under torch.compile or torch.func.
         backend: force one of vidkernels' backends; None chooses.
     Returns:
         loss: scalar, float32 (float64 for a float64 `pred`). Differentiable in `pred`; the video is data and gets no
@@ -132,6 +134,13 @@ def _check_grad_out(pred: torch.Tensor, grad_out: torch.Tensor) -> None:
         raise RuntimeError(
             "masked_patch_loss: `grad_out` works in plain eager mode only.\n"
             "HINT: leave it out under torch.compile, torch.func and tensor subclasses: they plan memory themselves."
+        )
+    if pred.dtype is torch.float16:
+        _check.fail(
+            _NAME,
+            "`grad_out` would lose a float16 gradient: 2 / n times the difference, before any loss scale.",
+            hint="use bfloat16, or leave `grad_out` out.",
+            pred=pred,
         )
     fits = grad_out.shape == pred.shape and grad_out.dtype is pred.dtype and grad_out.device == pred.device
     if not fits or not grad_out.is_contiguous():

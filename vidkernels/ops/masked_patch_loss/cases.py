@@ -23,6 +23,7 @@ def _inputs(
     convention: str = "videomae",
     video: str = "uint8",
     statistics: tuple[list, list] = ([], []),
+    ascending: bool = False,
 ):
     def args(g, dtype):
         t, h, w = (n * p for n, p in zip(grid, tube))
@@ -31,6 +32,7 @@ def _inputs(
         else:
             clip = torch.randn(batch, channels, t, h, w, generator=g).to(dtype)
         index = torch.rand(batch, math.prod(grid), generator=g).argsort(1)[:, :masked].int()
+        index = index.sort(1).values if ascending else index
         pred = torch.randn(batch, masked, math.prod(tube) * channels, generator=g).to(dtype)
         return pred, clip, index, *tube, convention, *statistics
 
@@ -82,7 +84,7 @@ _INPUTS = {
     "empty": _inputs(2, (1, 2, 2), (2, 2, 2), 3, 0),
     "strided": _strided,
     "extreme_flat": _constant,
-    "real_videomae_b": _inputs(8, (8, 14, 14), (2, 16, 16), 3, 1408),
+    "real_videomae_b": _inputs(8, (8, 14, 14), (2, 16, 16), 3, 1408, ascending=True),  # as masks come
 }
 
 _HALF_TOO = {"tiny_half" if name == "tiny" else name: args for name, args in _INPUTS.items()}

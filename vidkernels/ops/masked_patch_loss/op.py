@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import torch
 
+from vidkernels import _backend, _native
 from vidkernels._op import Op, OpSpec, define
 from vidkernels._pool import empty
 from vidkernels.ops.masked_patch_loss import reference
@@ -32,7 +33,7 @@ def _fake(pred, video, masked_index, *rest):
     return pred.new_empty((), dtype=_loss_dtype(pred))
 
 
-def _native(kernel, pred, video, masked_index, pt, ph, pw, convention, mean, std, grad=None):
+def _call(kernel, pred, video, masked_index, pt, ph, pw, convention, mean, std, grad=None):
     dtype = _loss_dtype(pred)
     loss = torch.empty((), dtype=dtype, device=pred.device)
     partial = torch.empty(masked_index.shape, dtype=torch.float64, device=pred.device)
@@ -42,11 +43,30 @@ def _native(kernel, pred, video, masked_index, pt, ph, pw, convention, mean, std
 
 
 def _supports(backend, pred, video, masked_index, pt, ph, pw, convention, mean, std):
-    if backend == "triton" and torch.float64 in (pred.dtype, video.dtype):
-        return "the Triton kernel computes in float32"
-    if backend not in ("reference", "cpu", "triton") and video.dtype is not torch.uint8 and len(mean) > 32:
-        return "the CUDA kernel un-normalises at most 32 channels"
+    if backend in ("reference", "cpu"):
+        return None
+    doubles = torch.float64 in (pred.dtype, video.dtype)
+    channels, itemsize = _channels(video), 8 if doubles else 4
+    if backend == "triton":
+        if doubles:
+            return "the Triton kernel computes in float32"
+        padded = _power_of_2(pt * ph * pw) * _power_of_2(channels)
+        return "the Triton kernel holds a tube in one block of at most 32768 elements" if padded > 1 << 15 else None
+    if video.dtype is torch.float64 and pred.dtype is not torch.float64:
+        return "the CUDA kernel reads a float64 video for a float64 pred only"
+    if channels > 128 or len(mean) > 32:
+        return "the CUDA kernel takes at most 128 channels (32 with mean and std)"
+    if pt * ph * pw * channels * (1 if video.dtype is torch.uint8 else itemsize) > 1 << 16:
+        return "the CUDA kernel keeps a tube in 64 KiB of shared memory"
     return None
+
+
+def _power_of_2(n: int) -> int:
+    return 1 << max(0, n - 1).bit_length()
+
+
+def _channels(video: torch.Tensor) -> int:
+    return video.shape[4] if video.dtype is torch.uint8 else video.shape[1]
 
 
 def _save_inputs(ctx, inputs, output):
@@ -62,7 +82,7 @@ def _fake_backward(grad_loss, pred, *rest):
     return torch.empty_like(pred, memory_format=torch.contiguous_format)
 
 
-def _native_backward(kernel, grad_loss, pred, video, masked_index, pt, ph, pw, convention, mean, std):
+def _call_backward(kernel, grad_loss, pred, video, masked_index, pt, ph, pw, convention, mean, std):
     grad = empty(pred.shape, pred.dtype, pred.device)
     kernel(grad_loss.to(_loss_dtype(pred)), pred.contiguous(), video, masked_index.contiguous(), grad, pt, ph, pw,
            convention == "mae_st", mean, std)  # fmt: skip
@@ -93,7 +113,7 @@ def _one_pass(op: Op, default: Callable) -> Callable:
         @staticmethod
         def forward(ctx, *args):
             grad = empty(args[0].shape, args[0].dtype, args[0].device)
-            loss = _native(op._native_cpu, *args[:9], grad=grad)
+            loss = _call(op._native_cpu, *args[:9], grad=grad)
             ctx.save_for_backward(grad)
             return loss
 
@@ -103,8 +123,11 @@ def _one_pass(op: Op, default: Callable) -> Callable:
             return _scaled(grad, upstream), *_CONSTANTS, None
 
     def apply(*args):
-        on_cpu = args[9] in (None, "cpu") and args[0].is_cpu and op._native_cpu is not None
-        return (OnePass.apply if on_cpu and args[0].requires_grad else default)(*args)
+        pred = args[0]
+        on_cpu = args[9] in (None, "cpu") and pred.is_cpu and op._native_cpu is not None
+        # A loss scale comes too late for a float16 gradient that was rounded without it.
+        suits = on_cpu and pred.requires_grad and pred.dtype is not torch.float16
+        return (OnePass.apply if suits else default)(*args)
 
     return apply
 
@@ -123,38 +146,48 @@ def _scaled(grad: torch.Tensor, upstream: torch.Tensor) -> torch.Tensor:
 class _IntoBuffer(torch.autograd.Function):
     @staticmethod
     def forward(ctx, pred, grad_out, rest, backend):
-        loss = fill(pred, grad_out, rest, backend)
+        loss, ctx.vk_scale = _fill(pred, grad_out, rest, backend)
         ctx.save_for_backward(grad_out)
         return loss
 
     @staticmethod
     def backward(ctx, upstream):
         (grad,) = ctx.saved_tensors
-        if not grad.is_cpu:
-            return grad * upstream.to(grad.dtype), None, None, None  # a look at `upstream` would stall the stream
-        return _scaled(grad, upstream), None, None, None
+        if ctx.vk_scale is None:
+            return _scaled(grad, upstream), None, None, None
+        ctx.vk_scale(grad, upstream)  # on the device: a look at `upstream` would stall the stream
+        torch.autograd.graph.increment_version(grad)
+        return grad.detach(), None, None, None
 
 
 def loss_into(pred: torch.Tensor, grad_out: torch.Tensor, rest: tuple, backend: str | None) -> torch.Tensor:
     """The loss; `grad_out` receives the gradient before this returns. `rest`: the op's arguments behind pred."""
     if pred.requires_grad and torch.is_grad_enabled():
         return _IntoBuffer.apply(pred, grad_out.detach(), rest, backend)
-    return fill(pred, grad_out, rest, backend)
+    return _fill(pred, grad_out, rest, backend)[0]
 
 
-def fill(pred: torch.Tensor, grad_out: torch.Tensor, rest: tuple, backend: str | None) -> torch.Tensor:
-    op = masked_patch_loss
-    name = backend or op.choose(pred, *rest)
-    if name == "cpu" and op.why_not(name, pred, *rest) is None:
-        loss = _native(op._native_cpu, pred.detach(), *rest, grad=grad_out)
+def _fill(
+    pred: torch.Tensor, grad_out: torch.Tensor, rest: tuple, backend: str | None
+) -> tuple[torch.Tensor, Callable | None]:
+    """Loss, and what multiplies `grad_out` by a device scalar in place (None: read the scalar and decide)."""
+    op, args, scale = masked_patch_loss, (pred.detach(), *rest), None
+    name = backend or _backend.forced or op.choose(*args)
+    if name in ("cpu", "cuda", "simt", "simt_trace"):
+        reason = op.why_not(_backend.checked(name), *args)
+        if reason is not None:
+            op._refuse(name, args)
+        loss = op._implementation(name)(*args, grad_out)
+        if name != "cpu":
+            scale = _native.module(
+                {"cuda": "_C", "simt": "_simt", "simt_trace": "_simt_trace"}[name]
+            ).masked_patch_loss_scale_cuda
     else:
-        loss = op.run((pred, *rest), backend)
+        loss = op.run(args, name)
         unit = torch.ones((), dtype=loss.dtype, device=loss.device)
-        with torch.no_grad():
-            grad_out.copy_(masked_patch_loss_backward.run((unit, pred, *rest), backend))
-            return loss
+        grad_out.detach().copy_(masked_patch_loss_backward.run((unit, *args), name))
     torch.autograd.graph.increment_version(grad_out)  # if it is pred, autograd must know
-    return loss
+    return loss, scale
 
 
 masked_patch_loss = define(
@@ -162,8 +195,9 @@ masked_patch_loss = define(
         name="masked_patch_loss",
         schema=f"({_ARGUMENTS}) -> Tensor",
         reference=reference.masked_patch_loss,
+        triton="vidkernels.ops.masked_patch_loss.triton:masked_patch_loss",
         fake=_fake,
-        native=_native,
+        native=_call,
         supports=_supports,
         setup_context=_save_inputs,
         backward=_backward,
@@ -176,8 +210,9 @@ masked_patch_loss_backward = define(
         name="masked_patch_loss_backward",
         schema=f"(Tensor grad_loss, {_ARGUMENTS}) -> Tensor",
         reference=reference.masked_patch_loss_backward,
+        triton="vidkernels.ops.masked_patch_loss.triton:masked_patch_loss_backward",
         fake=_fake_backward,
-        native=_native_backward,
+        native=_call_backward,
         supports=lambda backend, grad_loss, *args: _supports(backend, *args),
         setup_context=_save_all,
         backward=_double_backward,
