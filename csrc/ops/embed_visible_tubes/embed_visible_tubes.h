@@ -11,10 +11,10 @@
 //   bytes   scale = 128 / (255 std)   ratio = (128 - 255 mean) / 128
 //   floats  scale = 1 / std           ratio = -mean
 //
-// The CPU forward prepares columns, folded and out (bias, position and offset) and leaves the product to its caller.
-// The CUDA forward writes folded and the whole of out. The backward of both is gather, the caller's product, unfold.
-// An index outside [0, length) is never followed: the CPU kernels report it, the CUDA kernels take a grey tube, no
-// position.
+// The CPU forward prepares columns, folded and out (bias, position and offset) and leaves the product to its caller,
+// unless it is small. The CUDA forward folds and gathers as it multiplies, and writes nothing but out. The backward of
+// both is gather, the caller's product, unfold. An index outside [0, length) is never followed: the CPU kernels report
+// it, the CUDA kernels take a grey tube, no position.
 #pragma once
 #include <cstdint>
 
@@ -24,6 +24,7 @@
 namespace vk {
 
 constexpr int kMaxChannels = 32;
+constexpr int64_t kSmallProduct = 1 << 20;  // multiplications up to which the CPU kernel does the product itself
 
 struct VisibleTubes {
   const void* video;     // bytes [B, T, H, W, C] or elements [B, C, T, H, W]; the pixels of a row are dense
@@ -46,7 +47,8 @@ struct EmbedVisibleTubes {
   void* out;                             // [rows, D]
   int64_t dim;
   Element element;
-  int64_t bad;  // out: flat position of the first index outside, or -1 (CPU only)
+  bool complete;  // out: the product is in `out` (CPU only)
+  int64_t bad;    // out: flat position of the first index outside, or -1 (CPU only)
 };
 
 struct EmbedVisibleTubesBackward {
@@ -54,7 +56,7 @@ struct EmbedVisibleTubesBackward {
   void* columns;                                  // [rows, K], or null: nothing is gathered
   const void *grad_out, *product;                 // [rows, D]; [D, K] = grad_out^T columns, or null: only gather
   void *grad_weight, *grad_bias, *grad_position;  // [D, C, pt, ph, pw], [D], [length, D] or null
-  void* scratch;                                  // [D] of 8 bytes: the bias gradient before rounding
+  void* sums;                                     // [D] float (double for double): grad_bias unrounded
   int32_t* links;                                 // CPU: [length + rows], the rows that meet in one position
   int64_t dim;
   Element element;

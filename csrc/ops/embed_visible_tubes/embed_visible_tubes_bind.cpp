@@ -92,14 +92,16 @@ EmbedVisibleTubes forward_args(int device, const Tensor& video, const Tensor& we
     check.output(columns);
     a.columns = columns.data();
   }
-  check.shape(folded, {a.dim, a.tubes.width()});
-  check.dtype(folded, {weight.dtype()});
-  check.output(folded);
+  if (folded.defined()) {
+    check.shape(folded, {a.dim, a.tubes.width()});
+    check.dtype(folded, {weight.dtype()});
+    check.output(folded);
+    a.folded = folded.data();
+  }
   check.shape(out, {a.tubes.rows, a.dim});
   check.dtype(out, {weight.dtype()});
   check.output(out);
   a.weight = weight.data();
-  a.folded = folded.data();
   a.out = out.data();
   a.element = element_of(weight);
   a.bad = -1;
@@ -109,7 +111,7 @@ EmbedVisibleTubes forward_args(int device, const Tensor& video, const Tensor& we
 EmbedVisibleTubesBackward backward_args(int device, const Tensor& grad_out, const Tensor& video, const Tensor& index,
                                         const Sizes& tube, const Levels& mean, const Levels& std, const Tensor& columns,
                                         const Tensor& product, const Tensor& grad_weight, const Tensor& grad_bias,
-                                        const Tensor& grad_position) {
+                                        const Tensor& grad_position, const Tensor& sums) {
   const Check check("embed_visible_tubes_backward", device,
                     {{"grad_out", &grad_out},
                      {"video", &video},
@@ -118,7 +120,8 @@ EmbedVisibleTubesBackward backward_args(int device, const Tensor& grad_out, cons
                      {"product", &product},
                      {"grad_weight", &grad_weight},
                      {"grad_bias", &grad_bias},
-                     {"grad_position", &grad_position}});
+                     {"grad_position", &grad_position},
+                     {"sums", &sums}});
   video_dtype(check, video, grad_out);
   EmbedVisibleTubesBackward a{};
   a.tubes = tubes_args(check, video, index, tube, mean, std);
@@ -144,6 +147,10 @@ EmbedVisibleTubesBackward backward_args(int device, const Tensor& grad_out, cons
     a.product = product.data();
     a.grad_weight = grad_weight.data();
     a.grad_bias = grad_bias.data();
+    check.shape(sums, {a.dim});
+    check.dtype(sums, {grad_out.dtype() == Dtype::f64 ? Dtype::f64 : Dtype::f32});
+    check.output(sums);
+    a.sums = sums.data();
   }
   if (grad_position.defined()) {
     check.shape(grad_position, {a.tubes.length, a.dim});
@@ -165,7 +172,8 @@ void refuse_outside(const VisibleTubes& v, int64_t bad) {
                         std::to_string(v.length) + " tubes.");
 }
 
-void forward_cpu(const Tensor& video, const Tensor& weight, const Tensor& bias, const Tensor& index,
+/// True if `out` is finished, false if the product is still missing.
+bool forward_cpu(const Tensor& video, const Tensor& weight, const Tensor& bias, const Tensor& index,
                  const Tensor& position, const Sizes& tube, const Levels& mean, const Levels& std,
                  const Tensor& columns, const Tensor& folded, const Tensor& out) {
   EmbedVisibleTubes a =
@@ -174,19 +182,55 @@ void forward_cpu(const Tensor& video, const Tensor& weight, const Tensor& bias, 
   a.scratch = scratch.data();
   VK_CPU_CALL(embed_visible_tubes, a);
   refuse_outside(a.tubes, a.bad);
+  return a.complete;
 }
 
 void backward_cpu(const Tensor& grad_out, const Tensor& video, const Tensor& index, const Sizes& tube,
                   const Levels& mean, const Levels& std, const Tensor& columns, const Tensor& product,
-                  const Tensor& grad_weight, const Tensor& grad_bias, const Tensor& grad_position) {
+                  const Tensor& grad_weight, const Tensor& grad_bias, const Tensor& grad_position, const Tensor& sums) {
   EmbedVisibleTubesBackward a = backward_args(kDLCPU, grad_out, video, index, tube, mean, std, columns, product,
-                                              grad_weight, grad_bias, grad_position);
+                                              grad_weight, grad_bias, grad_position, sums);
   std::vector<int32_t> links(a.grad_position ? size_t(a.tubes.length + a.tubes.rows) : 0);
-  std::vector<double> scratch(static_cast<size_t>(a.dim));
   a.links = links.data();
-  a.scratch = scratch.data();
   VK_CPU_CALL(embed_visible_tubes_backward, a);
   refuse_outside(a.tubes, a.bad);
+}
+#endif
+
+#ifdef VK_GPU
+bool forward_cuda(const Tensor& video, const Tensor& weight, const Tensor& bias, const Tensor& index,
+                  const Tensor& position, const Sizes& tube, const Levels& mean, const Levels& std,
+                  const Tensor& columns, const Tensor& folded, const Tensor& out) {
+  const EmbedVisibleTubes a =
+      forward_args(kGpuDevice, video, weight, bias, index, position, tube, mean, std, columns, folded, out);
+  GpuLaunch launch("embed_visible_tubes", {{"video", &video, GpuLaunch::Buffer::in},
+                                           {"weight", &weight, GpuLaunch::Buffer::in},
+                                           {"bias", &bias, GpuLaunch::Buffer::in},
+                                           {"visible_index", &index, GpuLaunch::Buffer::in},
+                                           {"position", &position, GpuLaunch::Buffer::in},
+                                           {"out", &out, GpuLaunch::Buffer::out}});
+  embed_visible_tubes_cuda(a, launch.stream());
+  launch.finish();
+  return true;
+}
+
+void backward_cuda(const Tensor& grad_out, const Tensor& video, const Tensor& index, const Sizes& tube,
+                   const Levels& mean, const Levels& std, const Tensor& columns, const Tensor& product,
+                   const Tensor& grad_weight, const Tensor& grad_bias, const Tensor& grad_position,
+                   const Tensor& sums) {
+  const EmbedVisibleTubesBackward a = backward_args(kGpuDevice, grad_out, video, index, tube, mean, std, columns,
+                                                    product, grad_weight, grad_bias, grad_position, sums);
+  GpuLaunch launch("embed_visible_tubes_backward", {{"grad_out", &grad_out, GpuLaunch::Buffer::in},
+                                                    {"video", &video, GpuLaunch::Buffer::in},
+                                                    {"visible_index", &index, GpuLaunch::Buffer::in},
+                                                    {"columns", &columns, GpuLaunch::Buffer::out},
+                                                    {"product", &product, GpuLaunch::Buffer::in},
+                                                    {"grad_weight", &grad_weight, GpuLaunch::Buffer::out},
+                                                    {"grad_bias", &grad_bias, GpuLaunch::Buffer::out},
+                                                    {"grad_position", &grad_position, GpuLaunch::Buffer::out},
+                                                    {"sums", &sums, GpuLaunch::Buffer::inout}});
+  embed_visible_tubes_backward_cuda(a, launch.stream());
+  launch.finish();
 }
 #endif
 
@@ -196,6 +240,10 @@ void register_embed_visible_tubes(py::module_& m) {
 #ifdef VK_BUILD_CPU
   m.def("embed_visible_tubes_cpu", &forward_cpu);
   m.def("embed_visible_tubes_backward_cpu", &backward_cpu);
+#endif
+#ifdef VK_GPU
+  m.def("embed_visible_tubes_cuda", &forward_cuda);
+  m.def("embed_visible_tubes_backward_cuda", &backward_cuda);
 #endif
 }
 

@@ -59,15 +59,15 @@ def _native(kernel, video, weight, bias, visible_index, position, tube, mean, st
     dim, device, dtype = weight.shape[0], weight.device, weight.dtype
     rows, width = visible_index.numel(), _grid(video, tube)[1]
     out = empty((rows, dim), dtype, device)
-    columns = None
-    folded = empty((dim, width), dtype, device)
-    if kernel.__name__.endswith("_cpu"):  # the product is torch's; the CUDA kernel gathers as it multiplies
+    columns = folded = None
+    if kernel.__name__.endswith("_cpu"):  # torch multiplies; the CUDA kernel gathers and folds as it multiplies
         columns = empty((rows, width), dtype, device)
-    kernel(
+        folded = empty((dim, width), dtype, device)
+    complete = kernel(
         _dense(video), weight.contiguous(), None if bias is None else bias.contiguous(), visible_index.contiguous(),
         None if position is None else position.contiguous(), tube, mean, std, columns, folded, out,
     )  # fmt: skip
-    if columns is not None:
+    if not complete:
         step = _ROWS.get(dtype, rows)
         parts = max(1, -(-rows // max(1, step)))
         for i in range(parts):
@@ -122,10 +122,11 @@ def _native_backward(kernel, grad_out, video, visible_index, tube, mean, std, wi
     grad_weight = empty(_weight_shape(grad_out, video, tube), dtype, device)
     grad_bias = empty((dim,), dtype, device)
     grad_position = empty((length if with_position else 0, dim), dtype, device)
+    sums = empty((dim,), torch.float64 if dtype is torch.float64 else torch.float32, device)
     fixed = grad, video, index, tube, mean, std
-    kernel(*fixed, columns, None, None, None, None)
+    kernel(*fixed, columns, None, None, None, None, None)
     torch.mm(grad.t(), columns, out=product)
-    kernel(*fixed, None, product, grad_weight, grad_bias, grad_position if with_position else None)
+    kernel(*fixed, None, product, grad_weight, grad_bias, grad_position if with_position else None, sums)
     return grad_weight, grad_bias, grad_position
 
 
