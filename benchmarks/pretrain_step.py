@@ -1,10 +1,11 @@
 """The whole pretraining step of VideoMAE, ours against plain PyTorch: time and peak memory.
 
-python -m benchmarks.pretrain_step [--batch 8] [--preset small] [--rounds 5] [--json FILE]
+python -m benchmarks.pretrain_step [--batch 8] [--preset small] [--rounds 5] [--threads N] [--json FILE]
 
 A step starts from uint8 clips: mask, forward, backward, AdamW. Times are medians of rounds in which the
 variants take turns in one process; the peak of resident memory comes from one fresh process per variant that
-runs three steps. The peers load the same weights and get the same masks. Both precisions are shown, each
+runs three steps. The peers load the same weights and get the same masks. The cpu column is the processor
+time of all threads, which other programs disturb less than the clock. Both precisions are shown, each
 against itself.
 """
 
@@ -76,22 +77,25 @@ def make_step(
 
 
 def time_step(precision: str, *, rounds: int = 5, variants: tuple[str, ...] = VARIANTS, **size) -> dict:
-    """{variant: {median_s, min_s, max_s, first_loss}}, the variants taking turns."""
+    """{variant: {median_s, min_s, max_s, cpu_s, first_loss}}, the variants taking turns."""
     steps = {variant: make_step(variant, precision, **size) for variant in variants}
     losses = {variant: step() for variant, step in steps.items()}  # also warms up
     times: dict[str, list[float]] = {variant: [] for variant in variants}
+    busy: dict[str, list[float]] = {variant: [] for variant in variants}
     gc.collect()
     for turn in range(rounds):
         shift = turn % len(variants)
         for variant in variants[shift:] + variants[:shift]:
-            start = time.perf_counter()
+            start, work = time.perf_counter(), time.process_time()
             steps[variant]()
             times[variant].append(time.perf_counter() - start)
+            busy[variant].append(time.process_time() - work)
     return {
         variant: {
             "median_s": statistics.median(values),
             "min_s": min(values),
             "max_s": max(values),
+            "cpu_s": statistics.median(busy[variant]),
             "first_loss": losses[variant],
         }
         for variant, values in times.items()
@@ -111,10 +115,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="only this one")
+    parser.add_argument("--threads", type=int, help="of torch; on a shared machine, take 1 and read the cpu column")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--peak", metavar="VARIANT", help=argparse.SUPPRESS)
     options = parser.parse_args()
     size = {"preset": options.preset, "batch": options.batch}
+    if options.threads:
+        torch.set_num_threads(options.threads)
     if options.peak:
         step = make_step(options.peak, options.precision, **size)
         for _ in range(3):
@@ -134,6 +141,7 @@ def main() -> None:
             print(
                 f"{precision}  {variant:11s} {row['median_s'] * 1e3:7.0f} ms [{row['min_s'] * 1e3:.0f}, "
                 f"{row['max_s'] * 1e3:.0f}]  {row['median_s'] / ours['median_s']:.2f}x  "
+                f"cpu {row['cpu_s'] * 1e3:.0f} ms {row['cpu_s'] / ours['cpu_s']:.2f}x  "
                 f"peak {row['peak_mb']:.0f} MB  first loss {row['first_loss']:.5f}"
             )
     if options.json:
