@@ -1,7 +1,9 @@
 """The buffer pool: memory comes back, is never shared by two live tensors, and is given up on request."""
 
 import gc
+import os
 
+import pytest
 import torch
 
 from vidkernels._pool import SMALL, BufferPool, empty
@@ -57,3 +59,15 @@ def test_empty_has_shape_dtype_and_alignment():
         assert t.dtype is dtype
         assert t.is_contiguous()
     assert empty((1 << 20,), torch.float32, torch.device("cpu")).data_ptr() % 64 == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_child_does_not_write_into_its_parent():
+    pool = BufferPool(limit=1 << 28)
+    a = pool.take(3 << 20).fill_(1)
+    child = os.fork()
+    if child == 0:
+        a[:16] = 2
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert bool((a == 1).all())

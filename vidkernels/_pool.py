@@ -67,7 +67,8 @@ class BufferPool:
 
     @staticmethod
     def _map(size: int) -> np.ndarray:
-        memory = mmap.mmap(-1, size + _HUGE_PAGE)
+        # Private: shared memory gets no huge pages and would let a forked child write into its parent's tensors.
+        memory = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             memory.madvise(mmap.MADV_HUGEPAGE)
         whole = np.frombuffer(memory, dtype=np.uint8)
