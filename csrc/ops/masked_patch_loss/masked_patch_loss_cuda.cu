@@ -102,8 +102,8 @@ __device__ __forceinline__ void stage_any(const Tubes& a, const X* tube, Pixel* 
 
 __device__ __forceinline__ void stage(const Tubes& a, int64_t offset, uint8_t* pixels) {
   const uint8_t* tube = static_cast<const uint8_t*>(a.video) + offset;
-  for (int i = a.size + int(threadIdx.x); i % 16 != 0; i += kThreads)
-    if (i / 16 == a.size / 16) pixels[i] = 0;
+  const int pad = a.size + int(threadIdx.x);
+  if (pad < (a.size + 15) / 16 * 16) pixels[pad] = 0;
   if (a.load_bytes == 16)
     stage_rows<uint4>(a, tube, pixels);
   else if (a.load_bytes == 4)
@@ -230,7 +230,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 4 : 6) masked_patch
     return;
   }
 
-  Vec<T, kPack> ahead[kAhead];
+  Vec<T, kPack> ahead[kAhead] = {};
 #pragma unroll
   for (int k = 0; k < kAhead; ++k) {
     const int i = thread + k * kThreads;
