@@ -14,7 +14,7 @@ IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 LOSS = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2e-6, torch.bfloat16: 2e-6}
 
 
-def _inputs(
+def inputs(
     batch: int,
     grid: tuple[int, int, int],
     tube: tuple[int, int, int],
@@ -25,6 +25,8 @@ def _inputs(
     statistics: tuple[list, list] = ([], []),
     ascending: bool = False,
 ):
+    """Arguments of the op for clips of `grid` tubes; masked tubes in random order unless `ascending`."""
+
     def args(g, dtype):
         t, h, w = (n * p for n, p in zip(grid, tube))
         if video == "uint8":
@@ -48,14 +50,14 @@ def _constant(g, dtype):
 
 
 def _strided(g, dtype):
-    pred, video, index, *rest = _inputs(2, (2, 3, 3), (2, 4, 4), 3, 8, video="float", statistics=IMAGENET)(g, dtype)
+    pred, video, index, *rest = inputs(2, (2, 3, 3), (2, 4, 4), 3, 8, video="float", statistics=IMAGENET)(g, dtype)
     clip = video.permute(0, 2, 3, 4, 1).contiguous().permute(0, 4, 1, 2, 3)  # channels last in memory
     return pred.repeat(1, 1, 2)[:, :, : pred.shape[2]], clip, index.repeat(1, 2)[:, :8], *rest
 
 
-def _upstream(inputs):
+def _upstream(make):
     def args(g, dtype):
-        rest = inputs(g, dtype)
+        rest = make(g, dtype)
         return torch.tensor(1.5, dtype=torch.float64 if dtype is torch.float64 else torch.float32), *rest
 
     return args
@@ -72,19 +74,19 @@ def _bytes_backward(grad_loss, pred, video, masked_index, *rest):
 
 
 _INPUTS = {
-    "tiny": _inputs(2, (1, 2, 2), (2, 2, 2), 3, 3),
-    "tiny_mae_st": _inputs(2, (1, 2, 2), (2, 2, 2), 3, 3, "mae_st"),
-    "tiny_float": _inputs(2, (1, 2, 2), (2, 2, 2), 3, 3, video="float", statistics=IMAGENET),
-    "odd": _inputs(3, (3, 5, 7), (1, 7, 5), 5, 17),
-    "odd_tuned": _inputs(2, (3, 3, 5), (2, 16, 16), 3, 31),
-    "odd_tuned_mae_st": _inputs(2, (3, 3, 5), (2, 16, 16), 3, 31, "mae_st"),
-    "odd_grey": _inputs(2, (3, 3, 5), (2, 16, 16), 1, 31),
-    "odd_wide": _inputs(1, (2, 3, 1), (2, 14, 14), 17, 5),
-    "odd_float": _inputs(2, (3, 3, 5), (2, 8, 8), 3, 11, "mae_st", "float", IMAGENET),
-    "empty": _inputs(2, (1, 2, 2), (2, 2, 2), 3, 0),
+    "tiny": inputs(2, (1, 2, 2), (2, 2, 2), 3, 3),
+    "tiny_mae_st": inputs(2, (1, 2, 2), (2, 2, 2), 3, 3, "mae_st"),
+    "tiny_float": inputs(2, (1, 2, 2), (2, 2, 2), 3, 3, video="float", statistics=IMAGENET),
+    "odd": inputs(3, (3, 5, 7), (1, 7, 5), 5, 17),
+    "odd_tuned": inputs(2, (3, 3, 5), (2, 16, 16), 3, 31),
+    "odd_tuned_mae_st": inputs(2, (3, 3, 5), (2, 16, 16), 3, 31, "mae_st"),
+    "odd_grey": inputs(2, (3, 3, 5), (2, 16, 16), 1, 31),
+    "odd_wide": inputs(1, (2, 3, 1), (2, 14, 14), 17, 5),
+    "odd_float": inputs(2, (3, 3, 5), (2, 8, 8), 3, 11, "mae_st", "float", IMAGENET),
+    "empty": inputs(2, (1, 2, 2), (2, 2, 2), 3, 0),
     "strided": _strided,
     "extreme_flat": _constant,
-    "real_videomae_b": _inputs(8, (8, 14, 14), (2, 16, 16), 3, 1408, ascending=True),  # as masks come
+    "real_videomae_b": inputs(8, (8, 14, 14), (2, 16, 16), 3, 1408, ascending=True),  # as masks come
 }
 
 _HALF_TOO = {"tiny_half" if name == "tiny" else name: args for name, args in _INPUTS.items()}
