@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 
-def _channels(values, dtype):
-    return torch.tensor(values, dtype=dtype).view(1, -1, 1, 1, 1)
+def _channels(values, dtype, device):
+    return torch.tensor(values, dtype=dtype, device=device).view(1, -1, 1, 1, 1)
 
 
 def _length(video, tube):
@@ -22,12 +22,26 @@ def usual(video, weight, bias, visible_index, position, tube, mean, std):
     return lambda: _usual(video, weight, bias, masked, position, tube, mean, std)
 
 
+def usual_float32(video, weight, bias, visible_index, position, tube, mean, std):
+    """The same in float32, whatever the weight: what a user leaves behind who moves to half precision with us."""
+    masked = torch.ones(video.shape[0], _length(video, tube), dtype=torch.bool, device=video.device)
+    masked.scatter_(1, visible_index.long(), False)
+
+    def run():
+        wide = [None if x is None else x.float() for x in (weight, bias, position)]
+        return _usual(video, wide[0], wide[1], masked, wide[2], tube, mean, std)
+
+    return run
+
+
 def _usual(video, weight, bias, masked, position, tube, mean, std):
     if video.dtype is torch.uint8:
         clip = video.permute(0, 4, 1, 2, 3).float().div(255)
     else:
         clip = video
-    clip = ((clip - _channels(mean, clip.dtype)) / _channels(std, clip.dtype)).to(weight.dtype)
+    clip = ((clip - _channels(mean, clip.dtype, clip.device)) / _channels(std, clip.dtype, clip.device)).to(
+        weight.dtype
+    )
     tokens = F.conv3d(clip, weight, bias, stride=tube).flatten(2).transpose(1, 2)
     if position is not None:
         tokens = tokens + position
@@ -58,13 +72,13 @@ def _careful(video, weight, bias, visible_index, position, tube, mean, std):
     else:
         tubes = video.view(batch, channels, *split).permute(0, 2, 4, 6, 1, 3, 5, 7)[b, t, y, x]
         order = (0, 1, 2, 3, 4)
-    inverse = 1.0 / _channels(std, torch.float32)
+    inverse = 1.0 / _channels(std, torch.float32, video.device)
     folded = weight.float() * (unit * inverse)
-    shift = (weight.float() * (_channels(mean, torch.float32) * inverse)).flatten(1).sum(1)
+    shift = (weight.float() * (_channels(mean, torch.float32, video.device) * inverse)).flatten(1).sum(1)
     offset = -shift if bias is None else bias.float() - shift
     columns = tubes.reshape(*index.shape, -1).to(dtype)
     out = F.linear(columns, folded.permute(order).flatten(1).to(dtype), offset.to(dtype))
     return out if position is None else out + position[index]
 
 
-PEERS = {"embed_visible_tubes": {"usual": usual, "careful": careful}}
+PEERS = {"embed_visible_tubes": {"usual": usual, "careful": careful, "usual float32": usual_float32}}

@@ -220,7 +220,7 @@ def test_any_size(tube, grid, channels, dim, floating, seed):
     assert_close(actual, expected, 2e-6)
 
 
-@pytest.mark.parametrize("name", ["usual", "careful"])
+@pytest.mark.parametrize("name", ["usual", "careful", "usual_float32"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_peers_compute_the_same(name, dtype):
     video, weight, bias, index, position = problem(11, (2, 4, 4), (2, 3, 3), 3, 16, 6, dtype=dtype)

@@ -1,8 +1,7 @@
 // Patch embedding of the visible tubes of a clip, and its gradients.
 //
 //   forward    out[i, :] = bias + position[index[i], :] + sum over k of columns[i, k] * folded[:, k] + offset
-//   columns    [M, K] one visible tube per row, pixels as x: bytes u become (u - 128) / 128 (exact in every float
-//   type),
+//   columns    [M, K] one visible tube per row, pixels as x: bytes u become (u - 128) / 128, exact in every float type,
 //              in the order (pt, ph, pw, c) of their memory; float pixels stay as they are, in order (c, pt, ph, pw)
 //   folded     [D, K] = weight * scale[c], rounded to the element type, in the order of the columns
 //   offset     [D] = sum over k of folded[:, k] * ratio[c]: what the mean leaves, from the weight as it was rounded
@@ -14,7 +13,7 @@
 // The CPU forward prepares columns, folded and out (bias, position and offset) and leaves the product to its caller,
 // unless it is small. The CUDA forward folds and gathers as it multiplies, and writes nothing but out. The backward of
 // both is gather, the caller's product, unfold. An index outside [0, length) is never followed: the CPU kernels report
-// it, the CUDA kernels take a grey tube, no position.
+// it, the CUDA kernels write the bias alone and gather zeros.
 #pragma once
 #include <cstdint>
 

@@ -17,256 +17,25 @@
 
 #include "device/vk_device.cuh"
 #include "device/vk_mma.cuh"
-#include "ops/embed_visible_tubes/embed_visible_tubes.h"
+#include "ops/embed_visible_tubes/embed_visible_tubes_stages.cuh"
 
 namespace vk {
 namespace {
-
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / 32;
-constexpr int kGroup = 4;  // channels staged together
-
-template <class T>
-struct Plan {  // float and double
-  using Sum = T;
-  static constexpr int kRows = 64, kColumns = 64, kPixels = 16, kStride = kGroup * kPixels + 4;
-};
-struct HalfPlan {
-  using Sum = float;
-  static constexpr int kRows = 64, kColumns = 128, kPixels = 32, kStride = kGroup * kPixels + 8;
-};
-template <>
-struct Plan<bf16> : HalfPlan {};
-template <>
-struct Plan<f16> : HalfPlan {};
-
-template <class T>
-constexpr int kSumStride = Plan<T>::kColumns + 4;
-
-template <class T>
-constexpr size_t kSharedBytes = size_t(Plan<T>::kRows + Plan<T>::kColumns) * Plan<T>::kStride * sizeof(T);
-
-template <class T>
-__device__ __forceinline__ T narrow(typename Plan<T>::Sum value) {
-  return from_float<T>(value);
-}
-template <>
-__device__ __forceinline__ double narrow<double>(double value) {
-  return value;
-}
-
-// Four neighbouring items, fetched by one access (two for double) where they are aligned.
-template <class T>
-struct Four {
-  T item[4];
-};
-template <class T>
-__device__ __forceinline__ Four<T> load_four(const T* p) {
-  Four<T> out;
-  constexpr int n = sizeof(T) == 8 ? 2 : 4;
-#pragma unroll
-  for (int i = 0; i < 4; i += n) {
-    const Vec<T, n> part = load_vec<n>(p + i);
-#pragma unroll
-    for (int j = 0; j < n; ++j) out.item[i + j] = part[j];
-  }
-  return out;
-}
-template <class T>
-__device__ __forceinline__ void store_four(T* p, const Four<T>& value) {
-  constexpr int n = sizeof(T) == 8 ? 2 : 4;
-#pragma unroll
-  for (int i = 0; i < 4; i += n) {
-    Vec<T, n> part;
-#pragma unroll
-    for (int j = 0; j < n; ++j) part[j] = value.item[i + j];
-    store_vec<n>(p + i, part);
-  }
-}
-
-struct Walk {  // the small integers of a clip, as the kernels want them
-  int channels, pixels, tube_height, tube_width;
-  bool wide_video, wide_weight, wide_out;
-};
-
-// Item of the clip where the tube of row i starts, or -1 if its index lies outside.
-__device__ __forceinline__ int64_t tube_origin(const VisibleTubes& v, int64_t i) {
-  const int32_t n = v.index[i];
-  if (uint32_t(n) >= uint64_t(v.length)) return -1;
-  const int64_t x = n % v.grid[2], y = n / v.grid[2] % v.grid[1], t = n / (v.grid[2] * v.grid[1]);
-  return i / v.count * v.batch_stride + t * v.tube[0] * v.frame_stride + y * v.tube[1] * v.row_stride +
-         x * v.tube[2] * (v.bytes ? v.channels : 1);
-}
-
-// Item of pixel p of a tube, first channel, relative to the tube.
-__device__ __forceinline__ int64_t pixel_item(const VisibleTubes& v, const Walk& w, int p) {
-  const int x = p % w.tube_width, line = p / w.tube_width;
-  return line / w.tube_height * v.frame_stride + line % w.tube_height * v.row_stride + x * (v.bytes ? w.channels : 1);
-}
-
-template <class T>
-__device__ __forceinline__ T centred(uint32_t byte) {
-  return narrow<T>(float(int(byte) - 128) * (1.0f / 128));
-}
-
-// ---- the A tile: what a thread fetches in one step, and where it puts it
-
-template <class T, bool Bytes>
-struct PixelStage;
-
-// Bytes: four bytes of one tube in memory order; byte j of the step is channel j % n of pixel j / n.
-template <class T>
-struct PixelStage<T, true> {
-  static constexpr int kUnits = Plan<T>::kRows * kGroup * Plan<T>::kPixels / 4 / kThreads;
-  uint32_t units[kUnits];
-
-  __device__ __forceinline__ void load(const VisibleTubes& v, const Walk& w, const int64_t* origin, int p0, int c0,
-                                       int n) {
-    const uint8_t* video = static_cast<const uint8_t*>(v.video);
-    const int per_row = n * Plan<T>::kPixels / 4;
-#pragma unroll
-    for (int i = 0; i < kUnits; ++i) {
-      const int u = threadIdx.x + i * kThreads, m = u / per_row, j = u % per_row * 4;
-      units[i] = 0;
-      if (m >= Plan<T>::kRows || origin[m] < 0) continue;
-      if (w.wide_video && n == w.channels) {
-        const int run = w.tube_width * n, at = p0 * n + j, line = at / run;
-        if (at < w.pixels * n)
-          units[i] = *reinterpret_cast<const uint32_t*>(video + origin[m] + line / w.tube_height * v.frame_stride +
-                                                        line % w.tube_height * v.row_stride + at % run);
-      } else {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const int p = p0 + (j + e) / n;
-          if (p < w.pixels) units[i] |= uint32_t(video[origin[m] + pixel_item(v, w, p) + c0 + (j + e) % n]) << (8 * e);
-        }
-      }
-    }
-  }
-  __device__ __forceinline__ void store(T* tile, const Walk& w, const int64_t* origin, int p0, int n) const {
-    const int per_row = n * Plan<T>::kPixels / 4;
-#pragma unroll
-    for (int i = 0; i < kUnits; ++i) {
-      const int u = threadIdx.x + i * kThreads, m = u / per_row, j = u % per_row * 4;
-      if (m >= Plan<T>::kRows) continue;
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int p = (j + e) / n, c = (j + e) % n;
-        const bool inside = p0 + p < w.pixels && origin[m] >= 0;
-        tile[m * Plan<T>::kStride + c * Plan<T>::kPixels + p] = inside ? centred<T>(units[i] >> (8 * e) & 0xffu) : T{};
-      }
-    }
-  }
-};
-
-// Four neighbouring pixels of a channel: kLanes threads share a row of a tile, which the weight's rows do as well.
-template <class T>
-struct Quads {
-  static constexpr int kLanes = Plan<T>::kPixels / 4, kRowsPerPass = kThreads / kLanes;
-  __device__ __forceinline__ static int pixel() { return threadIdx.x % kLanes * 4; }
-  __device__ __forceinline__ static int row(int pass) { return threadIdx.x / kLanes + pass * kRowsPerPass; }
-};
-
-template <class T>
-struct PixelStage<T, false> {
-  static constexpr int kPasses = Plan<T>::kRows / Quads<T>::kRowsPerPass;
-  Four<T> units[kPasses][kGroup];
-
-  __device__ __forceinline__ void load(const VisibleTubes& v, const Walk& w, const int64_t* origin, int p0, int c0,
-                                       int n) {
-    const T* video = static_cast<const T*>(v.video);
-    const int p = p0 + Quads<T>::pixel();
-#pragma unroll
-    for (int pass = 0; pass < kPasses; ++pass) {
-      const int64_t from = origin[Quads<T>::row(pass)];
-#pragma unroll
-      for (int c = 0; c < kGroup; ++c) {
-        Four<T>& unit = units[pass][c];
-        unit = {};
-        if (c >= n || from < 0 || p >= w.pixels) continue;
-        const T* plane = video + from + (c0 + c) * v.channel_stride;
-        if (w.wide_video) {
-          unit = load_four(plane + pixel_item(v, w, p));
-        } else {
-#pragma unroll
-          for (int e = 0; e < 4; ++e)
-            if (p + e < w.pixels) unit.item[e] = plane[pixel_item(v, w, p + e)];
-        }
-      }
-    }
-  }
-  __device__ __forceinline__ void store(T* tile, const Walk&, const int64_t*, int, int n) const {
-#pragma unroll
-    for (int pass = 0; pass < kPasses; ++pass)
-#pragma unroll
-      for (int c = 0; c < kGroup; ++c)
-        if (c < n)
-          store_four(tile + Quads<T>::row(pass) * Plan<T>::kStride + c * Plan<T>::kPixels + Quads<T>::pixel(),
-                     units[pass][c]);
-  }
-};
-
-// ---- the B tile
-
-template <class T>
-struct WeightStage {
-  using Sum = typename Plan<T>::Sum;
-  static constexpr int kPasses = Plan<T>::kColumns / Quads<T>::kRowsPerPass;
-  Four<T> units[kPasses][kGroup];
-
-  __device__ __forceinline__ void load(const T* weight, const Walk& w, int64_t dim, int64_t d0, int p0, int c0, int n) {
-    const int p = p0 + Quads<T>::pixel();
-#pragma unroll
-    for (int pass = 0; pass < kPasses; ++pass) {
-      const int64_t d = d0 + Quads<T>::row(pass);
-#pragma unroll
-      for (int c = 0; c < kGroup; ++c) {
-        Four<T>& unit = units[pass][c];
-        unit = {};
-        if (c >= n || d >= dim || p >= w.pixels) continue;
-        const T* plane = weight + (d * w.channels + c0 + c) * w.pixels + p;
-        if (w.wide_weight) {
-          unit = load_four(plane);
-        } else {
-#pragma unroll
-          for (int e = 0; e < 4; ++e)
-            if (p + e < w.pixels) unit.item[e] = plane[e];
-        }
-      }
-    }
-  }
-  __device__ __forceinline__ void store(T* tile, const Sum* scale, const Sum* ratio, Sum (&offset)[kPasses], int n) {
-#pragma unroll
-    for (int pass = 0; pass < kPasses; ++pass)
-#pragma unroll
-      for (int c = 0; c < kGroup; ++c)
-        if (c < n) {
-          Four<T>& unit = units[pass][c];
-#pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            unit.item[e] = narrow<T>(to_float(unit.item[e]) * scale[c]);
-            offset[pass] += to_float(unit.item[e]) * ratio[c];
-          }
-          store_four(tile + Quads<T>::row(pass) * Plan<T>::kStride + c * Plan<T>::kPixels + Quads<T>::pixel(), unit);
-        }
-  }
-};
-
-// ---- the product of a step
 
 template <class T>
 struct Product {  // float and double: thread (x, y) holds rows y + 16 i, features x + 16 j
   T sums[4][4] = {};
 
+  template <int Stride>
   __device__ __forceinline__ void add(const T* a, const T* b, int width) {
     constexpr int n = kVecWidth<T>;
     const int x = threadIdx.x % 16, y = threadIdx.x / 16;
     for (int k = 0; k < width; k += n) {
       Vec<T, n> left[4], right[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) left[i] = load_vec<n>(a + (y + 16 * i) * Plan<T>::kStride + k);
+      for (int i = 0; i < 4; ++i) left[i] = load_vec<n>(a + (y + 16 * i) * Stride + k);
 #pragma unroll
-      for (int j = 0; j < 4; ++j) right[j] = load_vec<n>(b + (x + 16 * j) * Plan<T>::kStride + k);
+      for (int j = 0; j < 4; ++j) right[j] = load_vec<n>(b + (x + 16 * j) * Stride + k);
 #pragma unroll
       for (int e = 0; e < n; ++e)
 #pragma unroll
@@ -295,16 +64,17 @@ template <class T>
 struct HalfProduct {  // warps 2 x 4, each 32 rows x 32 features: 2 x 4 tiles of 16 x 8
   float sums[2][4][4] = {};
 
+  template <int Stride>
   __device__ __forceinline__ void add(const T* a, const T* b, int width) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, r = lane % 8, i = lane / 8;
-    const T* left = a + (warp % 2 * 32 + i % 2 * 8 + r) * Plan<T>::kStride + i / 2 * 8;
-    const T* right = b + (warp / 2 * 32 + i / 2 * 8 + r) * Plan<T>::kStride + i % 2 * 8;
+    const T* left = a + (warp % 2 * 32 + i % 2 * 8 + r) * Stride + i / 2 * 8;
+    const T* right = b + (warp / 2 * 32 + i / 2 * 8 + r) * Stride + i % 2 * 8;
     for (int k = 0; k < width; k += 16) {
       uint32_t x[2][4], y[2][4];
 #pragma unroll
-      for (int m = 0; m < 2; ++m) ldmatrix_x4(x[m], left + m * 16 * Plan<T>::kStride + k);
+      for (int m = 0; m < 2; ++m) ldmatrix_x4(x[m], left + m * 16 * Stride + k);
 #pragma unroll
-      for (int n = 0; n < 2; ++n) ldmatrix_x4(y[n], right + n * 16 * Plan<T>::kStride + k);
+      for (int n = 0; n < 2; ++n) ldmatrix_x4(y[n], right + n * 16 * Stride + k);
 #pragma unroll
       for (int m = 0; m < 2; ++m)
 #pragma unroll
@@ -333,17 +103,18 @@ struct Product<bf16> : HalfProduct<bf16> {};
 template <>
 struct Product<f16> : HalfProduct<f16> {};
 
-template <class T, bool Bytes>
-__global__ void __launch_bounds__(kThreads, Bytes && sizeof(T) < 8 ? 2 : 1)
+template <class T, Pixels From>
+__global__ void __launch_bounds__(kThreads, From == Pixels::rgb_words && sizeof(T) < 8 ? 2 : 1)
     embed_visible_tubes_forward_kernel(const VisibleTubes v, const Walk w, const T* __restrict__ weight,
                                        const T* __restrict__ bias, const T* __restrict__ position, T* __restrict__ out,
                                        int64_t dim) {
   using P = Plan<T>;
   using Sum = typename P::Sum;
   VK_DYN_SHARED(T, tiles);
-  T *a_tile = tiles, *b_tile = tiles + P::kRows * P::kStride;
+  T *a_tile = tiles, *b_tile = tiles + P::kRows * kStride<T, From>;
   __shared__ int64_t origin[P::kRows];
-  __shared__ Sum scale[kMaxChannels], ratio[kMaxChannels], offset[P::kColumns];
+  __shared__ Sum scale[kMaxChannels], ratio[kMaxChannels];
+  __shared__ __align__(16) Sum offset[P::kColumns];
   const int64_t row0 = int64_t(blockIdx.x) * P::kRows, d0 = int64_t(blockIdx.y) * P::kColumns;
   if (threadIdx.x < P::kRows)
     origin[threadIdx.x] = row0 + threadIdx.x < v.rows ? tube_origin(v, row0 + threadIdx.x) : -1;
@@ -353,28 +124,30 @@ __global__ void __launch_bounds__(kThreads, Bytes && sizeof(T) < 8 ? 2 : 1)
   }
   __syncthreads();
 
-  PixelStage<T, Bytes> pixels;
-  WeightStage<T> weights;
+  PixelStage<T, From> pixels;
+  WeightStage<T, From> weights;
   Product<T> product;
-  Sum left_over[WeightStage<T>::kPasses] = {};
-  const int groups = (w.channels + kGroup - 1) / kGroup;
+  Sum left_over[WeightStage<T, From>::kPasses] = {};
+  constexpr int G = kGroup<From>;
+  const int groups = From == Pixels::rgb_words ? 1 : (w.channels + G - 1) / G;
   const int steps = (w.pixels + P::kPixels - 1) / P::kPixels * groups;
+  const auto channels_at = [&](int c0) {
+    return From == Pixels::rgb_words || w.channels - c0 > G ? G : w.channels - c0;
+  };
   for (int step = -1; step < steps; ++step) {
-    const int p0 = step / groups * P::kPixels, c0 = step % groups * kGroup;
-    const int n = w.channels - c0 < kGroup ? w.channels - c0 : kGroup;
+    const int c0 = step < 0 ? 0 : step % groups * G, n = channels_at(c0);
     if (step >= 0) {
-      pixels.store(a_tile, w, origin, p0, n);
+      pixels.store(a_tile, n);
       weights.store(b_tile, scale + c0, ratio + c0, left_over, n);
       __syncthreads();
     }
     if (step + 1 < steps) {
-      const int p1 = (step + 1) / groups * P::kPixels, c1 = (step + 1) % groups * kGroup;
-      const int n1 = w.channels - c1 < kGroup ? w.channels - c1 : kGroup;
-      pixels.load(v, w, origin, p1, c1, n1);
-      weights.load(weight, w, dim, d0, p1, c1, n1);
+      const int p1 = (step + 1) / groups * P::kPixels, c1 = (step + 1) % groups * G;
+      pixels.load(v, w, origin, p1, c1, channels_at(c1));
+      weights.load(weight, w, dim, d0, p1, c1, channels_at(c1));
     }
     if (step >= 0) {
-      product.add(a_tile, b_tile, n * P::kPixels);
+      product.template add<kStride<T, From>>(a_tile, b_tile, n * P::kPixels);
       __syncthreads();
     }
   }
@@ -382,7 +155,7 @@ __global__ void __launch_bounds__(kThreads, Bytes && sizeof(T) < 8 ? 2 : 1)
   // The lanes that staged a feature add their shares; the sums go through shared memory, so that rows are written
   // whole.
 #pragma unroll
-  for (int pass = 0; pass < WeightStage<T>::kPasses; ++pass) {
+  for (int pass = 0; pass < WeightStage<T, From>::kPasses; ++pass) {
     Sum sum = left_over[pass];
 #pragma unroll
     for (int lane = 1; lane < Quads<T>::kLanes; lane *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lane);
@@ -401,9 +174,10 @@ __global__ void __launch_bounds__(kThreads, Bytes && sizeof(T) < 8 ? 2 : 1)
       Four<T> shift = {}, add = {}, result;
       if (bias) shift = load_four(bias + d);
       if (place) add = load_four(place);
+      const Four<Sum> sum = load_four(sums + m * kSumStride<T> + column), rest = load_four(offset + column);
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const Sum own = inside ? sums[m * kSumStride<T> + column + e] + offset[column + e] : Sum(0);
+        const Sum own = inside ? sum.item[e] + rest.item[e] : Sum(0);
         result.item[e] = narrow<T>(own + to_float(shift.item[e]) + to_float(add.item[e]));
       }
       store_four(out + row * dim + d, result);
@@ -525,22 +299,20 @@ bool all_multiples(int64_t of, std::initializer_list<int64_t> values) {
 
 template <class T>
 Walk walk_of(const VisibleTubes& v) {
-  const int64_t run = v.tube[2] * (v.bytes ? v.channels : 1);
   Walk w{};
   w.channels = int(v.channels);
   w.pixels = int(v.pixels());
   w.tube_height = int(v.tube[1]);
   w.tube_width = int(v.tube[2]);
   w.wide_video =
-      all_multiples(4, {run, v.row_stride, v.frame_stride, v.batch_stride, v.bytes ? 4 : v.channel_stride}) &&
+      all_multiples(4, {v.tube[2], v.row_stride, v.frame_stride, v.batch_stride, v.bytes ? 4 : v.channel_stride}) &&
       uintptr_t(v.video) % (v.bytes ? 4 : 16) == 0;
   return w;
 }
 
-template <class T>
-void launch_forward(const EmbedVisibleTubes& a, vk_stream_t stream) {
+template <class T, Pixels From>
+void launch_forward(const EmbedVisibleTubes& a, Walk w, vk_stream_t stream) {
   using P = Plan<T>;
-  Walk w = walk_of<T>(a.tubes);
   const T *weight = static_cast<const T*>(a.weight), *bias = static_cast<const T*>(a.bias);
   const T* position = static_cast<const T*>(a.position);
   T* out = static_cast<T*>(a.out);
@@ -548,12 +320,16 @@ void launch_forward(const EmbedVisibleTubes& a, vk_stream_t stream) {
   w.wide_out = a.dim % 4 == 0 && (uintptr_t(out) | uintptr_t(bias) | uintptr_t(position)) % 16 == 0;
   const dim3 grid(unsigned((a.tubes.rows + P::kRows - 1) / P::kRows),
                   unsigned((a.dim + P::kColumns - 1) / P::kColumns));
-  if (a.tubes.bytes)
-    VK_LAUNCH((embed_visible_tubes_forward_kernel<T, true>), grid, kThreads, kSharedBytes<T>, stream, a.tubes, w,
-              weight, bias, position, out, a.dim);
-  else
-    VK_LAUNCH((embed_visible_tubes_forward_kernel<T, false>), grid, kThreads, kSharedBytes<T>, stream, a.tubes, w,
-              weight, bias, position, out, a.dim);
+  VK_LAUNCH((embed_visible_tubes_forward_kernel<T, From>), grid, kThreads, (kSharedBytes<T, From>), stream, a.tubes, w,
+            weight, bias, position, out, a.dim);
+}
+
+template <class T>
+void launch_forward(const EmbedVisibleTubes& a, vk_stream_t stream) {
+  const Walk w = walk_of<T>(a.tubes);
+  if (!a.tubes.bytes) return launch_forward<T, Pixels::elements>(a, w, stream);
+  if (w.wide_video && w.channels == 3) return launch_forward<T, Pixels::rgb_words>(a, w, stream);
+  return launch_forward<T, Pixels::bytes>(a, w, stream);
 }
 
 template <class T>
