@@ -109,6 +109,14 @@ def peak_memory(variant: str, precision: str, preset: str, batch: int) -> float:
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
+def _peak_so_far() -> float:
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not ru_maxrss, which a new process inherits from the one that started it.
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="small")
@@ -126,8 +134,7 @@ def main() -> None:
         step = make_step(options.peak, options.precision, **size)
         for _ in range(3):
             step()
-        unit = 2**20 if sys.platform == "darwin" else 2**10
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
+        print(_peak_so_far())
         return
 
     result = {"threads": torch.get_num_threads(), "torch": torch.__version__, **size}
