@@ -162,12 +162,16 @@ __global__ void __launch_bounds__(kThreads, 3)  // 3: without it ptxas spills to
   Pack<Wide<T>, W> mine;
 #pragma unroll
   for (int j = 0; j < W; ++j) mine.set(j, masked[j]);
-  mine.store(&sums[warp][lane * W]);
+  // Two 16-byte stores a lane would meet in the banks: every other four lanes swap their pieces.
+  const auto slot = [](int column) { return sizeof(mine) > 16 ? column ^ (column >> 3 & 4) : column; };
+  constexpr int kPiece = Pack<Wide<T>, W>::kPiece;
+#pragma unroll
+  for (int i = 0; i < W / kPiece; ++i) store_vec<kPiece>(&sums[warp][slot(lane * W + i * kPiece)], mine.pieces[i]);
   __syncthreads();
   if (thread < 32 * W && first + thread < dim) {
     Wide<T> sum = 0;
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) sum += sums[w][thread];
+    for (int w = 0; w < kWarps; ++w) sum += sums[w][slot(thread)];
     partial[int64_t(blockIdx.x) * dim + first + thread] = sum;
   }
 }
