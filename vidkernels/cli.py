@@ -33,11 +33,12 @@ def info(as_json: bool = typer.Option(False, "--json", help="print JSON instead 
     for key, value in facts.items():
         table.add_row(key, str(value))
     console.print(table)
-    table = Table("op", "runs on", "not available, because", title="backends")
+    table = Table("op", "runs on", "can be forced to", "not available, because", title="backends")
     for name, backends in ops.items():
         able = [b for b, reason in backends.items() if reason is None]
+        first = next(b for b in ("cuda", "cpu", "triton", "reference") if b in able)
         reasons = "\n".join(f"{b}: {reason}" for b, reason in backends.items() if reason is not None)
-        table.add_row(name, ", ".join(able), reasons)
+        table.add_row(name, first, ", ".join(b for b in able if b != first), reasons)
     console.print(table)
 
 
