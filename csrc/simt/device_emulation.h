@@ -35,6 +35,10 @@ using cudaStream_t = void*;
   ::simt::launch_kernel<kernel>(grid, block, dynamic_shared, stream __VA_OPT__(, ) __VA_ARGS__)
 #define VK_DYN_SHARED(T, name) T* name = static_cast<T*>(::simt::dynamic_shared())
 
+namespace vk {
+inline void memset_async(void* data, int value, size_t bytes, vk_stream_t) { ::simt::memset_async(data, value, bytes); }
+}  // namespace vk
+
 #define threadIdx (::simt::thread_index())
 #define blockIdx (::simt::block_index())
 #define blockDim (::simt::block_dim())

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "simt/reports.h"
+#include "simt/worker.h"
 
 namespace simt {
 namespace {
@@ -73,6 +74,7 @@ void set_buffers(const Range* ranges, int n) {
       regions.back().end = std::max(regions.back().end, b->end);
     b->region = int(regions.size()) - 1;
   }
+  if constexpr (!kTrace) return;
   for (const Buffer& b : buffers)
     if (!b.initialised)
       regions[size_t(b.region)].shadow.resize(regions[size_t(b.region)].end - regions[size_t(b.region)].begin);

@@ -161,6 +161,7 @@ void memset_async(void* data, int value, size_t bytes) {
     std::memset(data, value, bytes);
     return;
   }
+  launch_failed = true;
   Problem p;
   p.kind = "out-of-bounds";
   p.text = "memset_async of " + std::to_string(bytes) + " bytes does not lie in a writable buffer";

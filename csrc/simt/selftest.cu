@@ -141,6 +141,11 @@ __global__ void reduce_kernel(const float* x, float* y) {
 // The order of the additions is the order in which blocks arrive: what a deterministic kernel may not do.
 __global__ void racy_sum_kernel(const float* x, float* y) { atomicAdd(y, x[blockIdx.x * kThreads + threadIdx.x]); }
 
+// Counts the positive elements into y[0], which the launcher clears first.
+__global__ void count_kernel(const int* x, int* y) {
+  if (x[blockIdx.x * kThreads + threadIdx.x] > 0) atomicAdd(y, 1);
+}
+
 // Sums each block in a fixed order, through a double-buffered asynchronous pipeline.
 __global__ void pipeline_kernel(const float* x, float* y, int tiles) {
   __shared__ __align__(16) float buffer[2][4 * kThreads];
@@ -307,19 +312,47 @@ VK_RUN(ldmatrix_x2, ldmatrix_raw_kernel<2>, 1, 32, 0, uint16_t, uint32_t)
 VK_RUN(ldmatrix_x2_trans, ldmatrix_raw_kernel<3>, 1, 32, 0, uint16_t, uint32_t)
 #undef VK_RUN
 
+// variant 1 clears too much.
+void run_count(const void* x, void* y, int n, int variant, void* stream_pointer) {
+  const auto stream = static_cast<vk_stream_t>(stream_pointer);
+  memset_async(y, 0, sizeof(int) * size_t(variant ? 2 : 1), stream);
+  VK_LAUNCH(count_kernel, n / kThreads, kThreads, 0, stream, static_cast<const int*>(x), static_cast<int*>(y));
+}
+
 }  // namespace
 
 #define VK_TEST(name) {#name, run_##name, false}
 #define VK_TEST_INOUT(name) {#name, run_##name, true}
-const SelfTest kSelfTestExact[] = {
-    VK_TEST(copy_stride1),    VK_TEST(copy_stride2),      VK_TEST(copy_stride4), VK_TEST(copy_stride8),
-    VK_TEST(copy_vec4),       VK_TEST(copy_vec_f16),      VK_TEST(reread),       VK_TEST(bank_conflict),
-    VK_TEST(bank_padded),     VK_TEST(diverged),          VK_TEST(shuffle),      VK_TEST(vote),
-    VK_TEST(barrier_reduce),  VK_TEST_INOUT(atomic),      VK_TEST(reduce),       VK_TEST_INOUT(racy_sum),
-    VK_TEST(pipeline),        VK_TEST(dynamic_shared),    VK_TEST(index),        VK_TEST(intrinsics),
-    VK_TEST(mma_bf16),        VK_TEST(mma_f16),           VK_TEST(mma_tf32),     VK_TEST(ldmatrix),
-    VK_TEST(ldmatrix_x4),     VK_TEST(ldmatrix_x4_trans), VK_TEST(ldmatrix_x2),  VK_TEST(ldmatrix_x2_trans),
-    {nullptr, nullptr, false}};
+const SelfTest kSelfTestExact[] = {VK_TEST(copy_stride1),
+                                   VK_TEST(copy_stride2),
+                                   VK_TEST(copy_stride4),
+                                   VK_TEST(copy_stride8),
+                                   VK_TEST(copy_vec4),
+                                   VK_TEST(copy_vec_f16),
+                                   VK_TEST(reread),
+                                   VK_TEST(bank_conflict),
+                                   VK_TEST(bank_padded),
+                                   VK_TEST(diverged),
+                                   VK_TEST(shuffle),
+                                   VK_TEST(vote),
+                                   VK_TEST(barrier_reduce),
+                                   VK_TEST_INOUT(atomic),
+                                   VK_TEST(reduce),
+                                   VK_TEST(count),
+                                   VK_TEST_INOUT(racy_sum),
+                                   VK_TEST(pipeline),
+                                   VK_TEST(dynamic_shared),
+                                   VK_TEST(index),
+                                   VK_TEST(intrinsics),
+                                   VK_TEST(mma_bf16),
+                                   VK_TEST(mma_f16),
+                                   VK_TEST(mma_tf32),
+                                   VK_TEST(ldmatrix),
+                                   VK_TEST(ldmatrix_x4),
+                                   VK_TEST(ldmatrix_x4_trans),
+                                   VK_TEST(ldmatrix_x2),
+                                   VK_TEST(ldmatrix_x2_trans),
+                                   {nullptr, nullptr, false}};
 #undef VK_TEST
 #undef VK_TEST_INOUT
 

@@ -86,6 +86,13 @@ def test_reductions(simt):
     np.testing.assert_array_equal(out[:, :, 3], scan)
 
 
+def test_memset_before_a_kernel(simt):
+    x = np.arange(-100, 156, dtype=np.int32)
+    assert run(simt, "count", x, np.full(1, -1, np.int32)) == 155
+    with pytest.raises(RuntimeError, match="memset_async of 8 bytes does not lie in a writable buffer"):
+        run(simt, "count", x, np.zeros(1, np.int32), 1)
+
+
 @pytest.mark.parametrize("tiles", [1, 2, 5])
 def test_asynchronous_pipeline(simt, tiles):
     x = np.arange(2 * tiles * 512, dtype=np.float32) % 13
