@@ -29,7 +29,9 @@ void launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
       cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                            int(dynamic_shared)) != cudaSuccess)
     return;
-  kernel<<<grid, block, dynamic_shared, stream> > >(static_cast<Parameters>(arguments)...);
+  // clang-format off: it writes `> > >`, which nvcc refuses
+  kernel<<<grid, block, dynamic_shared, stream>>>(static_cast<Parameters>(arguments)...);
+  // clang-format on
 }
 
 inline void memset_async(void* data, int value, size_t bytes, vk_stream_t stream) {
