@@ -120,7 +120,7 @@ def first_clips(args: tuple, batch: int, count: int) -> tuple:
 def traffic_of(op: Op, case: Case, dtype: torch.dtype, emulator) -> dict:
     """Run one case in the traced emulator; `real` cases with as many clips as CASE_SECONDS allow."""
     args = arguments(case, dtype)
-    batch = args[op.spec.first_tensor].shape[0]
+    batch = next((a.shape[0] for a in args if isinstance(a, torch.Tensor) and a.dim() > 1), 1)
     clips, seconds, kernels = batch, 0.0, []
 
     def run(cut: tuple) -> tuple[float, list[dict]]:
