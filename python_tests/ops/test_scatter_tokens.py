@@ -181,3 +181,22 @@ def test_autocast_keeps_the_tokens_dtype():
 def test_errors(arguments, message):
     with pytest.raises(ValueError, match=message):
         F.scatter_tokens(*arguments)
+
+
+@pytest.mark.parametrize("backend", [NATIVE[0]])
+@pytest.mark.parametrize("dim", [512, 520])
+def test_outputs_too_large_for_a_cache(backend, dim):
+    """Above 32 MiB rows are streamed past the caches (where their size allows it): the same values."""
+    visible, index, length, mask_token, position = inputs(batch=2, length=8400, dim=dim, count=800)
+    expected = F.scatter_tokens(visible, index, length, mask_token, position, backend="reference")
+    assert expected.nbytes > 32 << 20
+    assert torch.equal(F.scatter_tokens(visible, index, length, mask_token, position, backend=backend), expected)
+    bare = F.scatter_tokens(visible, index, length, mask_token, backend=backend)
+    assert torch.equal(bare, F.scatter_tokens(visible, index, length, mask_token, backend="reference"))
+    index[:, 5] = index[:, 9]  # a row that is picked twice is summed, not streamed
+    tokens = expected.requires_grad_()
+    grads = [
+        torch.autograd.grad(F.gather_tokens(tokens, index, backend=b), tokens, visible)[0]
+        for b in (backend, "reference")
+    ]
+    assert torch.equal(*grads)

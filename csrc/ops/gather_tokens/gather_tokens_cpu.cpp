@@ -4,6 +4,7 @@
 
 #include "core/half.h"
 #include "core/parallel.h"
+#include "core/stream.h"
 #include "ops/gather_tokens/gather_tokens.h"
 
 namespace vk::VK_ISA {
@@ -37,6 +38,8 @@ void backward(const GatherTokensBackward& a) {
       }
     }
   });
+  const int64_t row_bytes = row * int64_t(sizeof(T));
+  const bool stream = worth_streaming(a.grad, row_bytes, a.batch * a.length);
   parallel_for(a.batch * a.length, 1 + 16384 / (row + 1), [&](int64_t i0, int64_t i1) {
     for (int64_t i = i0; i < i1; ++i) {
       const int64_t b = i / a.length;
@@ -44,10 +47,12 @@ void backward(const GatherTokensBackward& a) {
       const T* source = static_cast<const T*>(a.grad_out) + b * a.count * row;
       T* out = static_cast<T*>(a.grad) + i * row;
       const int32_t k = first[i - b * a.length];
-      if (k < 0) {
-        std::memset(out, 0, row * sizeof(T));
+      if (stream && (k < 0 || next[k] < 0)) {
+        stream_row(out, k < 0 ? nullptr : source + k * row, row_bytes);
+      } else if (k < 0) {
+        std::memset(out, 0, size_t(row_bytes));
       } else if (next[k] < 0) {
-        std::memcpy(out, source + k * row, row * sizeof(T));
+        std::memcpy(out, source + k * row, size_t(row_bytes));
       } else {
         for (int64_t d = 0; d < row; ++d) {
           Sum sum = 0;
@@ -56,6 +61,7 @@ void backward(const GatherTokensBackward& a) {
         }
       }
     }
+    if (stream) stream_end();
   });
 }
 

@@ -5,6 +5,7 @@
 
 #include "core/half.h"
 #include "core/parallel.h"
+#include "core/stream.h"
 #include "ops/scatter_tokens/scatter_tokens.h"
 
 namespace vk::VK_ISA {
@@ -38,14 +39,16 @@ void forward(const ScatterTokens& a) {
   const P *filler = static_cast<const P*>(a.mask_token), *position = static_cast<const P*>(a.position);
   T* out = static_cast<T*>(a.out);
   const int64_t tile = ScatterTokensBackward::kTile, tiles = (a.length + tile - 1) / tile;
+  const bool stream = worth_streaming(out, dim * int64_t(sizeof(T)), a.batch * a.length);
   parallel_for(tiles * a.batch, 1 + 16384 / (tile * dim + 1), [&](int64_t i0, int64_t i1) {
+    T* buffer = stream ? new T[size_t(dim)] : nullptr;
     for (int64_t i = i0; i < i1; ++i) {
       const int64_t b = i % a.batch, n0 = i / a.batch * tile, n1 = n0 + tile < a.length ? n0 + tile : a.length;
       for (int64_t n = n0; n < n1; ++n) {
         const int32_t k = a.sources[b * a.length + n];
-        const T* row = visible + (b * a.count + k) * dim;
+        const T* row = visible + (b * a.count + (k < 0 ? 0 : k)) * dim;
         const P* add = position + n * dim;
-        T* to = out + (b * a.length + n) * dim;
+        T *final = out + (b * a.length + n) * dim, *to = stream ? buffer : final;
         if (k >= 0 && !position) {
           std::memcpy(to, row, size_t(dim) * sizeof(T));
         } else if (k >= 0) {
@@ -58,8 +61,11 @@ void forward(const ScatterTokens& a) {
 #pragma omp simd
           for (int64_t d = 0; d < dim; ++d) to[d] = narrow<T>(to_float(filler[d]) + to_float(add[d]));
         }
+        if (stream) stream_row(final, buffer, dim * int64_t(sizeof(T)));
       }
     }
+    if (stream) stream_end();
+    delete[] buffer;
   });
 }
 
