@@ -196,8 +196,9 @@ def markdown(report: dict) -> str:
         "loads; bytes of static shared memory.",
         _table(["op", "kernel", "registers", "spills", "shared"], [_resource_row(k) for k in report["resources"]]),
         "## Traffic",
-        "Minimum: the bytes that the case declares, read and written. Touched: whole 32-byte sectors, each counted once "
-        "per launch, as if every cache held everything. Requested: what the warps ask for, as if nothing were cached. "
+        "Minimum: the bytes that the case declares, read and written. Touched: whole 32-byte sectors, each counted "
+        "once per launch, as if every cache held everything. Requested: what the warps ask for, as if nothing were "
+        "cached. "
         "Sectors per load and store: 32-byte sectors that one warp instruction asks for (a full warp of 4-byte "
         "elements: 4 at best, of 16-byte elements: 16). Conflicts: extra shared-memory waves per shared request. "
         "`odd` cases pay for the rest of the sectors at the ends of rows. Ops of several kernels add the traffic of "
