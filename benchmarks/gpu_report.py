@@ -149,9 +149,14 @@ def traffic_of(op: Op, case: Case, dtype: torch.dtype, emulator) -> dict:
     }
 
 
-def touched(row: dict) -> tuple[int, int]:
+def touched(row: dict) -> int:
     """Bytes of all 32-byte sectors that the row's kernels read and wrote, each sector once per launch."""
-    return tuple(sum(k[f"{kind}_unique_bytes"] for k in row["kernels"]) for kind in ("load", "store"))
+    return sum(k["load_unique_bytes"] + k["store_unique_bytes"] for k in row["kernels"])
+
+
+def requested(row: dict) -> int:
+    """Bytes of the sectors of every request, repeated ones as often as they are asked for."""
+    return sum(32 * k[f"{kind}_sectors"] for k in row["kernels"] for kind in ("load", "store", "atomic"))
 
 
 def traffic(emulator, progress=lambda text: None) -> dict[str, list[dict]]:
@@ -191,13 +196,16 @@ def markdown(report: dict) -> str:
         "loads; bytes of static shared memory.",
         _table(["op", "kernel", "registers", "spills", "shared"], [_resource_row(k) for k in report["resources"]]),
         "## Traffic",
-        "Bytes read and written: whole 32-byte sectors touched, each counted once per launch, over the least that the "
-        "case declares. Sectors per request: 32-byte sectors that one warp instruction asks for (a full warp of 4-byte "
-        "elements: 4 at best, of 16-byte elements: 16). Conflicts: extra shared-memory waves per shared request. Small "
-        "`odd` cases pay for the rest of the sectors at the ends of rows.",
+        "Minimum: the bytes that the case declares, read and written. Touched: whole 32-byte sectors, each counted "
+        "once per launch, as if every cache held everything. Requested: what the warps ask for, as if nothing were "
+        "cached. "
+        "Sectors per load and store: 32-byte sectors that one warp instruction asks for (a full warp of 4-byte "
+        "elements: 4 at best, of 16-byte elements: 16). Conflicts: extra shared-memory waves per shared request. "
+        "`odd` cases pay for the rest of the sectors at the ends of rows. Ops of several kernels add the traffic of "
+        "what they hand from one to the next.",
         _table(
-            ["op, case", "type", "clips", "read / minimum", "written / minimum", "kernel", "sectors per load",
-             "per store", "conflicts", "global atomics", "barriers"],
+            ["op, case", "type", "clips", "minimum, KB", "touched / minimum", "requested / minimum", "kernel",
+             "sectors per load", "per store", "conflicts", "global atomics", "barriers"],
             [line for row in report["traffic"] for line in _traffic_rows(row)],
         ),
     ]  # fmt: skip
@@ -229,11 +237,12 @@ def _resource_row(kernel: dict) -> list[str]:
 
 
 def _traffic_rows(row: dict) -> list[list[str]]:
-    ratios = [f"{t / m:.2f}" if m else "-" for t, m in zip(touched(row), row["minimum"])]
+    minimum = sum(row["minimum"])
+    sizes = [f"{minimum / 1e3:.1f}", *(f"{amount / minimum:.2f}" for amount in (touched(row), requested(row)))]
     lines = []
     for i, k in enumerate(row["kernels"]):
         requests = sum(k[f"shared_{kind}_requests"] for kind in ("load", "store", "atomic"))
-        head = [f"`{row['op']}` {row['case']}", row["dtype"], row["clips"], *ratios] if i == 0 else [""] * 5
+        head = [f"`{row['op']}` {row['case']}", row["dtype"], row["clips"], *sizes] if i == 0 else [""] * 6
         lines.append([
             *head,
             f"`{k['kernel']}`",

@@ -26,7 +26,12 @@ def render(root: Path) -> list[Path]:
     results = root / "benchmarks" / "RESULTS.md"
     if not results.exists():
         results.write_text(f"# Results\n\nHow they are measured: [README.md](README.md).\n\n{START}\n{END}\n")
-    replace_between_markers(results, "\n\n".join(full(d) for d in documents))
+    parts = [full(d) for d in documents]
+    reports = sorted((root / "benchmarks" / "results" / documents[0]["machine"]["vidkernels"]).glob("gpu-*.md"))
+    if reports:
+        links = [f"[{p.stem}]({p.relative_to(root / 'benchmarks').as_posix()})" for p in reports]
+        parts.append(f"The CUDA kernels: {', '.join(links)}.")
+    replace_between_markers(results, "\n\n".join(parts))
     written.append(results)
     return written
 
@@ -125,7 +130,7 @@ def _long(row: dict, usual_float32: dict | None) -> list[list[str]]:
     ours = row["variants"]["ours"]["median_ms"]
     lines = []
     variants = dict(row["variants"])
-    if usual_float32 is not None and row["dtype"] not in ("float32", "-"):
+    if usual_float32 is not None and row["dtype"] not in ("float32", "-") and "usual float32" not in variants:
         variants["usual in float32"] = usual_float32
     for label, t in variants.items():
         spread = f"{_ms(t['q1_ms'])} .. {_ms(t['q3_ms'])}"

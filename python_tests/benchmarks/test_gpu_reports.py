@@ -67,7 +67,7 @@ def traffic_row(**kwargs):
         "kernel": "k<float>", "load_unique_bytes": 640, "store_unique_bytes": 320, "load_sectors": 40,
         "load_requests": 10, "store_sectors": 16, "store_requests": 4, "bank_conflict_waves": 3,
         "shared_load_requests": 4, "shared_store_requests": 2, "shared_atomic_requests": 0, "atomic_requests": 7,
-        "barriers": 2,
+        "barriers": 2, "atomic_sectors": 4,
     }  # fmt: skip
     row = {"op": "k", "case": "odd", "dtype": "float32", "clips": "2 of 2", "minimum": [600, 320], "kernels": [kernel]}
     return row | kwargs
@@ -84,8 +84,8 @@ def test_report_table():
         "traffic": [traffic_row(), traffic_row(kernels=traffic_row()["kernels"] * 2, minimum=[0, 640])],
     })  # fmt: skip
     assert "| k | `k<float>` | 40 | 0 / 0 / 0 / 12 | 128 |" in text
-    assert "| `k` odd | float32 | 2 of 2 | 1.07 | 1.00 | `k<float>` | 4.00 | 4.00 | 0.50 | 7 | 2 |" in text
-    assert "| `k` odd | float32 | 2 of 2 | - | 1.00 |" in text  # two kernels: written bytes add up
+    assert "| `k` odd | float32 | 2 of 2 | 0.9 | 1.04 | 2.09 | `k<float>` | 4.00 | 4.00 | 0.50 | 7 | 2 |" in text
+    assert "| `k` odd | float32 | 2 of 2 | 0.6 | 3.00 | 6.00 |" in text  # two kernels add up
     assert "- `x` odd: why" in text
     assert "`bad` odd: the emulator found a problem" in text
     assert "race in line 7" in text
@@ -143,7 +143,8 @@ def test_traffic_of_the_canonical_op_is_exact():
     (kernel,) = row["kernels"]
     assert kernel["kernel"] == "gather_tokens_forward_kernel<uint4>"
     # [2, 67, 64] float32, 31 rows each of 256 bytes: 8 sectors a row, nothing to waste; the index ends inside a sector.
-    assert gpu_report.touched(row) == (2 * 31 * 256 + 256, 2 * 31 * 256)
+    assert kernel["load_unique_bytes"] == 2 * 31 * 256 + 256
+    assert gpu_report.touched(row) == 2 * 2 * 31 * 256 + 256
     assert row["minimum"] == [2 * 31 * 256 + 2 * 31 * 4, 2 * 31 * 256]
     assert kernel["store_sectors"] == 2 * 31 * 8
 

@@ -197,6 +197,7 @@ def test_rendering_is_idempotent_and_keeps_the_text_around(tmp_path):
     results.mkdir(parents=True)
     (results / "m.json").write_text(json.dumps(document()))
     (results / "gpu-report.json").write_text("{}")  # another report: not a machine's file
+    (results / "gpu-report.md").write_text("# report")
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n\n{render.START}\nold\n{render.END}\n\nafter\n")
     assert render.render(tmp_path) == [readme, tmp_path / "benchmarks" / "RESULTS.md"]
@@ -208,6 +209,7 @@ def test_rendering_is_idempotent_and_keeps_the_text_around(tmp_path):
     assert "old" not in first[0]
     assert "| plain | fp32 | 5.00 | 5.00 .. 5.00 | 0.50x | 50 |" in first[0]  # a loss is shown like a win
     assert "| refused | ours: a / b c |" in first[1]
+    assert "[gpu-report](results/0.1.0/gpu-report.md)" in first[1]
     for text in first:
         tables = [line for line in text.splitlines() if line.startswith("|")]
         assert {line.count("|") for line in tables} <= {5, 7, 8, 10}, text
