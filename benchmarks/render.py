@@ -155,11 +155,11 @@ def _pretrain(document: dict) -> str:
         for variant, r in found.get(precision, {}).items():
             spread = f"{_ms(1e3 * r['min_s'])} .. {_ms(1e3 * r['max_s'])}"
             step, ratio = _ms(1e3 * r["median_s"]), _times(r["median_s"] / ours)
-            rows.append([variant, precision, step, spread, ratio, f"{r['peak_mb']:.0f}"])
+            rows.append([variant, precision, step, spread, ratio, _ms(1e3 * r["cpu_s"]), f"{r['peak_mb']:.0f}"])
     if not rows:
         return ""
     head = [f"pretraining step, ViT {found['preset']}, batch {found['batch']}", "type", "ms", "min .. max",
-            "against ours", "peak memory, MB"]  # fmt: skip
+            "against ours", "processor, ms", "peak memory, MB"]  # fmt: skip
     return _table(head, rows)
 
 
