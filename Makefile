@@ -70,7 +70,6 @@ gpu-report: build ## registers, spills, memory traffic and conflicts of every CU
 	$(PY) benchmarks/gpu_report.py
 
 gpu-check: ## for owners of a GPU: build for this card, gpu tests, compute-sanitizer, benchmarks, one report file
-	$(MAKE) build CUDA=ON SIMT=OFF
 	$(PY) benchmarks/gpu_check.py
 
 new-op: $(VENV) ## start an op from the canonical one: make new-op NAME=merge_rows

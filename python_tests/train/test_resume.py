@@ -68,6 +68,15 @@ def test_loader_processes_do_not_change_the_result(tiny_run, uninterrupted):
     assert tiny_run.trainer(None, workers=2).fit().losses == uninterrupted[1]
 
 
+@pytest.fixture
+def ctrl_c_interrupts():
+    """Python's own handler, which a shell that starts tests in the background takes away."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c_interrupts")
 def test_second_ctrl_c_stops_at_once(tiny_run, monkeypatch):
     run = tiny_run.trainer(None, at=4, number=signal.SIGINT)
     fetch = type(run.batches.dataset).__getitem__
