@@ -69,7 +69,7 @@ selftest-aarch64: $(VENV) ## the same, cross-compiled and run under qemu (Debian
 gpu-report: build ## registers, spills, memory traffic and conflicts of every CUDA kernel, found without a GPU
 	$(PY) benchmarks/gpu_report.py
 
-gpu-check: ## for owners of a GPU: build for this card, gpu tests, compute-sanitizer, benchmarks, one report file
+gpu-check: $(VENV) ## for owners of a GPU: build for this card, gpu tests, compute-sanitizer, benchmarks, one report file
 	$(PY) benchmarks/gpu_check.py
 
 new-op: $(VENV) ## start an op from the canonical one: make new-op NAME=merge_rows

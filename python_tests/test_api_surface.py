@@ -48,8 +48,26 @@ def test_every_function_can_be_forced(name):
 
 def test_surface():
     """The list of public names: change it together with the CHANGELOG."""
-    expected = {"gather_tokens"}
-    assert expected <= set(vk.functional.__all__)
+    assert set(vk.functional.__all__) == {
+        "TokenMask",
+        "block_mask",
+        "embed_visible_tubes",
+        "gather_tokens",
+        "masked_patch_loss",
+        "random_mask",
+        "running_cell_mask",
+        "scatter_tokens",
+        "score_mask",
+        "tube_mask",
+    }
+    assert set(vk.nn.__all__) == {
+        "BlockMasking",
+        "MaskedPatchLoss",
+        "RandomMasking",
+        "RunningCellMasking",
+        "TubeMasking",
+        "VisibleTubeEmbed",
+    }
     assert {"functional", "nn", "info", "backend", "data", "models", "methods", "train"} <= set(vk.__all__)
 
 
