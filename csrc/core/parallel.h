@@ -34,5 +34,19 @@ inline void parallel_for(int64_t n, int64_t grain, F f) {
   f(int64_t(0), n);
 }
 
+/// Calls f(i) for every i in [0, n), whoever is free taking the next: for items of unequal cost.
+template <class F>
+inline void parallel_each(int64_t n, F f) {
+#ifdef _OPENMP
+  const int threads = n < 2 || omp_in_parallel() ? 1 : int(n < max_threads() ? n : max_threads());
+  if (threads > 1) {
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+    for (int64_t i = 0; i < n; ++i) f(i);
+    return;
+  }
+#endif
+  for (int64_t i = 0; i < n; ++i) f(i);
+}
+
 }  // namespace
 }  // namespace vk

@@ -1,0 +1,176 @@
+// Sixteen floats as one value: a 4x4 block of pixels, or sixteen items of a list. One register on AVX-512, two on
+// AVX2, four on SSE and NEON: wider vectors than the machine has would be taken apart badly by the compiler, so the
+// parts are spelled out here and the loops over them unroll.
+//
+// Everything is elementwise IEEE arithmetic; a*b+c may be contracted, so results differ by rounding between
+// instruction sets. sum() adds in one fixed order.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#if defined(__AVX2__) || defined(__SSE4_1__)
+#include <immintrin.h>
+#endif
+
+namespace vk {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kPartLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kPartLanes = 8;
+#else
+constexpr int kPartLanes = 4;
+#endif
+constexpr int kParts = 16 / kPartLanes;
+
+typedef float PartF __attribute__((vector_size(kPartLanes * 4)));
+typedef int32_t PartI __attribute__((vector_size(kPartLanes * 4)));
+
+#define VK_EACH_PART _Pragma("GCC unroll 4") for (int i = 0; i < kParts; ++i)
+
+struct I16 {
+  PartI p[kParts];
+};
+
+struct V16 {
+  PartF p[kParts];
+  V16() = default;
+  V16(float x) { VK_EACH_PART p[i] = PartF{} + x; }
+};
+
+inline V16 operator+(V16 a, const V16& b) {
+  VK_EACH_PART a.p[i] += b.p[i];
+  return a;
+}
+inline V16 operator-(V16 a, const V16& b) {
+  VK_EACH_PART a.p[i] -= b.p[i];
+  return a;
+}
+inline V16 operator*(V16 a, const V16& b) {
+  VK_EACH_PART a.p[i] *= b.p[i];
+  return a;
+}
+inline V16 operator/(V16 a, const V16& b) {
+  VK_EACH_PART a.p[i] /= b.p[i];
+  return a;
+}
+inline V16 min(V16 a, const V16& b) {
+  VK_EACH_PART a.p[i] = a.p[i] < b.p[i] ? a.p[i] : b.p[i];
+  return a;
+}
+inline V16 max(V16 a, const V16& b) {
+  VK_EACH_PART a.p[i] = a.p[i] > b.p[i] ? a.p[i] : b.p[i];
+  return a;
+}
+/// a * b + c, fused where the machine can.
+inline V16 madd(const V16& a, const V16& b, V16 c) {
+  VK_EACH_PART c.p[i] = a.p[i] * b.p[i] + c.p[i];
+  return c;
+}
+
+inline V16 load(const float* from) {
+  V16 v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+inline void store(float* to, const V16& v) { std::memcpy(to, &v, sizeof v); }
+inline void store(int32_t* to, const I16& v) { std::memcpy(to, &v, sizeof v); }
+
+/// The value where x >= limit, else 0.
+inline V16 keep_ge(const V16& x, const V16& limit, V16 value) {
+#if defined(__AVX512F__)
+  value.p[0] = (PartF)_mm512_maskz_mov_ps(_mm512_cmp_ps_mask((__m512)x.p[0], (__m512)limit.p[0], _CMP_GE_OQ),
+                                          (__m512)value.p[0]);
+#else
+  VK_EACH_PART value.p[i] = (PartF)((PartI)value.p[i] & (x.p[i] >= limit.p[i]));
+#endif
+  return value;
+}
+/// a where x >= limit, else b.
+inline V16 select_ge(const V16& x, const V16& limit, const V16& a, V16 b) {
+  VK_EACH_PART b.p[i] = x.p[i] >= limit.p[i] ? a.p[i] : b.p[i];
+  return b;
+}
+inline bool any_ge(const V16& x, const V16& limit) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask((__m512)x.p[0], (__m512)limit.p[0], _CMP_GE_OQ) != 0;
+#elif defined(__AVX2__)
+  return (_mm256_movemask_ps((__m256)(x.p[0] >= limit.p[0])) | _mm256_movemask_ps((__m256)(x.p[1] >= limit.p[1]))) != 0;
+#else
+  PartI any = x.p[0] >= limit.p[0];
+  for (int i = 1; i < kParts; ++i) any |= x.p[i] >= limit.p[i];
+  return (any[0] | any[1] | any[2] | any[3]) != 0;
+#endif
+}
+
+inline V16 sqrt(V16 a) {
+#if defined(__AVX512F__)
+  a.p[0] = (PartF)_mm512_maskz_sqrt_ps(0xffff, (__m512)a.p[0]);
+#elif defined(__AVX2__)
+  VK_EACH_PART a.p[i] = (PartF)_mm256_sqrt_ps((__m256)a.p[i]);
+#else
+  VK_EACH_PART for (int k = 0; k < kPartLanes; ++k) a.p[i][k] = __builtin_sqrtf(a.p[i][k]);
+#endif
+  return a;
+}
+
+/// Towards zero.
+inline I16 truncate(const V16& a) {
+  I16 r;
+  VK_EACH_PART r.p[i] = __builtin_convertvector(a.p[i], PartI);
+  return r;
+}
+
+/// 2^x to 1e-7 relative, degree 5 after rounding; x below -126 gives about 2^-126.
+inline V16 exp2(V16 x) {
+  const auto poly = [](const V16& f) {
+    V16 p = madd(f, V16(0.00132917648f), V16(0.00967562478f));
+    p = madd(p, f, V16(0.0555065386f));
+    p = madd(p, f, V16(0.240221202f));
+    p = madd(p, f, V16(0.693147004f));
+    return madd(p, f, V16(1.00000012f));
+  };
+#if defined(__AVX512F__)
+  V16 n;
+  n.p[0] = (PartF)_mm512_maskz_roundscale_ps(0xffff, (__m512)x.p[0], 0);
+  V16 p = poly(x - n);
+  p.p[0] = (PartF)_mm512_maskz_scalef_ps(0xffff, (__m512)p.p[0], (__m512)n.p[0]);
+  return p;
+#else
+  x = max(x, V16(-126.0f));
+  const V16 shifted = x + V16(12582912.0f);  // 1.5 * 2^23: the integer lands in the low bits
+  V16 p = poly(x - (shifted - V16(12582912.0f)));
+  VK_EACH_PART p.p[i] = (PartF)((PartI)p.p[i] + ((PartI)shifted.p[i] << 23));
+  return p;
+#endif
+}
+
+/// The sum of the lanes: halves folded onto each other, the same order everywhere.
+inline float sum(const V16& v) {
+  alignas(64) float lane[16];
+  store(lane, v);
+  for (int half = 8; half > 0; half /= 2)
+    for (int k = 0; k < half; ++k) lane[k] += lane[k + half];
+  return lane[0];
+}
+
+/// out[k] = sum of the lanes of v[k], eight at once.
+inline void sum8(const V16* v, float* out) {
+#if defined(__AVX512F__)
+  __m256 h[8];
+  for (int k = 0; k < 8; ++k) {
+    const PartF x = v[k].p[0];
+    h[k] = (__m256)(__builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) +
+                    __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15));
+  }
+  const __m256 a = _mm256_hadd_ps(_mm256_hadd_ps(h[0], h[1]), _mm256_hadd_ps(h[2], h[3]));
+  const __m256 b = _mm256_hadd_ps(_mm256_hadd_ps(h[4], h[5]), _mm256_hadd_ps(h[6], h[7]));
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1)));
+  _mm_storeu_ps(out + 4, _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1)));
+#else
+  for (int k = 0; k < 8; ++k) out[k] = sum(v[k]);
+#endif
+}
+
+}  // namespace
+}  // namespace vk
