@@ -1,14 +1,14 @@
 // Which ellipses touch which tile of which image, in ascending order, in memory that stays proportional to the number
 // of ellipses: one that touches more than kWide tiles goes to a list of wide ones, which every tile walks too.
 //
-// The lists do not depend on the number of threads: each thread counts and then fills the part of a contiguous range
-// of ellipses.
+// Buckets do not depend on the number of threads: each thread counts, and then fills, for a contiguous range of items.
 #pragma once
 #include <algorithm>
 #include <vector>
 
 #include "core/ellipse.h"
 #include "core/parallel.h"
+#include "core/scratch.h"
 
 namespace vk {
 namespace {
@@ -16,105 +16,130 @@ namespace {
 constexpr int kTile = 64;                    // pixels along each side of a tile
 constexpr int kTileBlocks = kTile / kBlock;  // 16: the block rows of a tile fill one vector
 
+/// Items 0..count-1 sorted into buckets, ascending within each. visit(begin, end, put) calls put(bucket, item) for
+/// every place of the items in [begin, end), twice with the same outcome.
+class Buckets {
+ public:
+  template <class Visit>
+  Buckets(int64_t count, int64_t buckets, int64_t most_places, Visit visit)
+      : start_(size_t(buckets) + 1), items_(size_t(std::max<int64_t>(1, count * most_places))) {
+    const int parts = count < 4096 ? 1 : max_threads();
+    std::vector<int32_t> cursor(size_t(parts * buckets), 0);
+    const auto each_part = [&](auto f) {
+      parallel_for(parts, 1, [&](int64_t p0, int64_t p1) {
+        for (int64_t p = p0; p < p1; ++p) f(cursor.data() + p * buckets, count * p / parts, count * (p + 1) / parts);
+      });
+    };
+    each_part([&](int32_t* own, int64_t begin, int64_t end) {
+      visit(begin, end, [own](int64_t bucket, int64_t) { ++own[bucket]; });
+    });
+    int32_t total = 0;
+    for (int64_t b = 0; b < buckets; ++b) {
+      start_[size_t(b)] = total;
+      for (int p = 0; p < parts; ++p) {
+        int32_t& c = cursor[size_t(p * buckets + b)];
+        const int32_t n = c;
+        c = total;
+        total += n;
+      }
+    }
+    start_[size_t(buckets)] = total;
+    each_part([&](int32_t* own, int64_t begin, int64_t end) {
+      visit(begin, end, [own, this](int64_t bucket, int64_t item) { items_[size_t(own[bucket]++)] = int32_t(item); });
+    });
+  }
+  const int32_t* begin(int64_t bucket) const { return items_.data() + start_[size_t(bucket)]; }
+  const int32_t* end(int64_t bucket) const { return items_.data() + start_[size_t(bucket) + 1]; }
+  int64_t total() const { return start_.back(); }
+
+ private:
+  std::vector<int32_t> start_;  // [buckets + 1]
+  Scratch<int32_t> items_;
+};
+
+/// The tiles of an image of given size.
+struct TileGrid {
+  TileGrid(int64_t height, int64_t width)
+      : columns(int((width + kTile - 1) / kTile)),
+        rows(int((height + kTile - 1) / kTile)),
+        block_columns(int((width + kBlock - 1) / kBlock)),
+        block_rows(int((height + kBlock - 1) / kBlock)) {}
+  int64_t tiles() const { return int64_t(columns) * rows; }
+  int columns, rows, block_columns, block_rows;
+};
+
+/// A tile in blocks, inclusive.
+struct Tile {
+  Tile(const TileGrid& grid, int64_t t)
+      : row0(int(t / grid.columns) * kTileBlocks),
+        row1(std::min(row0 + kTileBlocks, grid.block_rows) - 1),
+        column0(int(t % grid.columns) * kTileBlocks),
+        column1(std::min(column0 + kTileBlocks, grid.block_columns) - 1) {}
+  int row0, row1, column0, column1;
+};
+
 class TileLists {
  public:
   static constexpr int kWide = 16;
 
   /// offsets: [images + 1], the ellipses of each image; null: one image with all of them.
-  TileLists(const Ellipse* ellipses, int64_t count, const int64_t* offsets, int64_t images, int64_t height,
-            int64_t width)
-      : ellipses_(ellipses), columns_(int((width + kTile - 1) / kTile)), rows_(int((height + kTile - 1) / kTile)) {
-    const int64_t whole[2] = {0, count};
-    if (!offsets) offsets = whole;
-    const int64_t tiles = images * columns_ * rows_;
-    wide_.resize(size_t(images));
-    start_.assign(size_t(tiles) + 1, 0);
-    const int parts = count < 4096 ? 1 : max_threads();
-    std::vector<std::vector<int32_t>> cursor(size_t(parts), std::vector<int32_t>(size_t(tiles), 0));
-    const auto visit = [&](int part, auto&& one, auto&& wide) {
-      const int64_t begin = count * part / parts, end = count * (part + 1) / parts;
-      int64_t image = 0;
-      for (int64_t i = begin; i < end; ++i) {
-        while (i >= offsets[image + 1]) ++image;
-        const Range x = tile_range(ellipses[i].x, ellipses[i].half_width, columns_);
-        const Range y = tile_range(ellipses[i].y, ellipses[i].half_height, rows_);
-        if (x.first > x.last || y.first > y.last) continue;
-        if ((x.last - x.first + 1) * (y.last - y.first + 1) > kWide) {
-          wide(image, i);
-          continue;
-        }
-        for (int r = y.first; r <= y.last; ++r)
-          for (int c = x.first; c <= x.last; ++c) one((image * rows_ + r) * columns_ + c, i);
-      }
-    };
-    std::vector<std::vector<std::pair<int64_t, int32_t>>> wide_parts{size_t(parts)};
-    parallel_for(parts, 1, [&](int64_t p0, int64_t p1) {
-      for (int64_t p = p0; p < p1; ++p)
-        visit(
-            int(p), [&](int64_t tile, int64_t) { ++cursor[size_t(p)][size_t(tile)]; },
-            [&](int64_t image, int64_t i) { wide_parts[size_t(p)].push_back({image, int32_t(i)}); });
-    });
-    int64_t total = 0;
-    for (int64_t t = 0; t < tiles; ++t) {
-      start_[size_t(t)] = total;
-      for (auto& c : cursor) {
-        const int32_t n = c[size_t(t)];
-        c[size_t(t)] = int32_t(total - start_[size_t(t)]);
-        total += n;
-      }
-    }
-    start_[size_t(tiles)] = total;
-    for (const auto& part : wide_parts)
-      for (const auto& [image, i] : part) wide_[size_t(image)].push_back(i);
-    items_.resize(size_t(total));
-    parallel_for(parts, 1, [&](int64_t p0, int64_t p1) {
-      for (int64_t p = p0; p < p1; ++p)
-        visit(
-            int(p),
-            [&](int64_t tile, int64_t i) {
-              items_[size_t(start_[size_t(tile)] + cursor[size_t(p)][size_t(tile)]++)] = int32_t(i);
-            },
-            [](int64_t, int64_t) {});
-    });
-  }
-
-  int columns() const { return columns_; }
-  int rows() const { return rows_; }
-  int64_t tiles_per_image() const { return int64_t(columns_) * rows_; }
+  TileLists(const Ellipse* ellipses, int64_t count, const int64_t* offsets, int64_t images, const TileGrid& grid)
+      : ellipses_(ellipses),
+        grid_(grid),
+        images_(images),
+        buckets_(count, images * (grid.tiles() + 1), kWide,
+                 [&](int64_t begin, int64_t end, auto put) { visit(begin, end, offsets, put); }) {}
 
   /// f(position of the ellipse) for all that may touch the tile, ascending. f returns false to stop.
   template <class F>
   void for_each(int64_t tile, F f) const {
-    const int32_t *item = items_.data() + start_[size_t(tile)], *end = items_.data() + start_[size_t(tile) + 1];
-    const std::vector<int32_t>& wide = wide_[size_t(tile / tiles_per_image())];
-    for (int32_t w : wide) {
-      while (item < end && *item < w) {
-        if (item + 4 < end) __builtin_prefetch(ellipses_ + item[4]);
-        if (!f(*item++)) return;
-      }
-      if (!f(w)) return;
+    const int32_t *item = buckets_.begin(tile), *end = buckets_.end(tile);
+    const int64_t list = wide_list(tile / grid_.tiles());
+    for (const int32_t* wide = buckets_.begin(list); wide < buckets_.end(list); ++wide) {
+      for (; item < end && *item < *wide; ++item)
+        if (!f(*item)) return;
+      if (!f(*wide)) return;
     }
-    while (item < end) {
-      if (item + 4 < end) __builtin_prefetch(ellipses_ + item[4]);
-      if (!f(*item++)) return;
+    for (; item < end; ++item) {
+      __builtin_prefetch(ellipses_ + item[item + 4 < end ? 4 : 0]);
+      if (!f(*item)) return;
     }
   }
 
   /// How many ellipses for_each may visit in that tile (an upper bound).
   int64_t count(int64_t tile) const {
-    return start_[size_t(tile) + 1] - start_[size_t(tile)] + int64_t(wide_[size_t(tile / tiles_per_image())].size());
+    const int64_t list = wide_list(tile / grid_.tiles());
+    return buckets_.end(tile) - buckets_.begin(tile) + (buckets_.end(list) - buckets_.begin(list));
   }
 
  private:
+  Range columns_of(const Ellipse& e) const { return tile_range(e.x, e.half_width, grid_.columns); }
+  Range rows_of(const Ellipse& e) const { return tile_range(e.y, e.half_height, grid_.rows); }
   static Range tile_range(float centre, float half, int tiles) {
     const Range b = block_range(centre, half, 0, tiles * kTileBlocks - 1);
     return b.first > b.last ? b : Range{b.first / kTileBlocks, b.last / kTileBlocks};
   }
+  int64_t wide_list(int64_t image) const { return images_ * grid_.tiles() + image; }
+  template <class Put>
+  void visit(int64_t begin, int64_t end, const int64_t* offsets, Put put) const {
+    int64_t image = 0;
+    for (int64_t i = begin; i < end; ++i) {
+      while (offsets && i >= offsets[image + 1]) ++image;
+      const Range x = columns_of(ellipses_[i]), y = rows_of(ellipses_[i]);
+      if (x.first > x.last || y.first > y.last) continue;
+      if ((x.last - x.first + 1) * (y.last - y.first + 1) > kWide) {
+        put(wide_list(image), i);
+        continue;
+      }
+      for (int r = y.first; r <= y.last; ++r)
+        for (int c = x.first; c <= x.last; ++c) put(image * grid_.tiles() + int64_t(r) * grid_.columns + c, i);
+    }
+  }
+
   const Ellipse* ellipses_;
-  int columns_, rows_;
-  std::vector<int64_t> start_;              // [tiles + 1]
-  std::vector<int32_t> items_;              // positions of ellipses, tile by tile
-  std::vector<std::vector<int32_t>> wide_;  // positions, image by image
+  TileGrid grid_;
+  int64_t images_;
+  Buckets buckets_;  // a list of positions for each tile, then one of the wide ellipses of each image
 };
 
 }  // namespace
