@@ -21,7 +21,7 @@ struct Lanes {
 
 class BlockRow {
  public:
-  BlockRow(const Ellipse& e, const Lanes& lanes)
+  VK_INLINE BlockRow(const Ellipse& e, const Lanes& lanes)
       : e_(e),
         lanes_(lanes),
         inside_(V16(e.ka) * lanes.xx + (V16(e.kb) * lanes.xy + V16(e.kc) * lanes.yy)),
@@ -35,7 +35,7 @@ class BlockRow {
 
   /// f(block, X, G): X = x of the block's corner - mean, G = exp(-sigma) inside the support, 0 outside.
   template <class F>
-  void walk(int row, int left, int right, F f) const {
+  VK_INLINE void walk(int row, int left, int right, F f) const {
     const float y = float(kBlock * row) - e_.y;
     if (right - left >= kLong && gentle())
       walk_long(y, left, right, f);
@@ -43,7 +43,7 @@ class BlockRow {
       walk_short(y, left, right, f);
   }
   template <class F>
-  void walk_short(float y, int left, int right, F f) const {
+  VK_INLINE void walk_short(float y, int left, int right, F f) const {
     float x = float(kBlock * left) - e_.x;
     V16 p = exponent(x, y), d = step(x, y);
     const V16 bend(32.0f * e_.ka);
@@ -57,15 +57,15 @@ class BlockRow {
   }
 
  private:
-  V16 exponent(float x, float y) const {
+  VK_INLINE V16 exponent(float x, float y) const {
     const float base = (e_.ka * x + e_.kb * y) * x + e_.kc * y * y;
     const float u = 2.0f * e_.ka * x + e_.kb * y, v = 2.0f * e_.kc * y + e_.kb * x;
     return madd(lanes_.y, V16(v), madd(lanes_.x, V16(u), inside_ + V16(base)));
   }
-  V16 step(float x, float y) const { return step_ + V16(e_.ka * (8.0f * x + 16.0f) + 4.0f * e_.kb * y); }
+  VK_INLINE V16 step(float x, float y) const { return step_ + V16(e_.ka * (8.0f * x + 16.0f) + 4.0f * e_.kb * y); }
 
   template <class F>
-  void walk_long(float y, int left, int right, F f) const {
+  VK_INLINE void walk_long(float y, int left, int right, F f) const {
     const V16 ratio2 = exp2(V16(32.0f * e_.ka)), least = exp2(limit_);
     for (int b = left; b <= right;) {
       float x = float(kBlock * b) - e_.x;
@@ -89,7 +89,7 @@ class BlockRow {
 /// Calls f(row, left, right) for the rows of blocks of a clipped window that an ellipse touches. A small footprint is
 /// taken as a rectangle: finding its spans would cost more than its empty corners.
 template <class F>
-inline void each_block_row(const Ellipse& e, int row0, int row1, int column0, int column1, F f) {
+VK_INLINE void each_block_row(const Ellipse& e, int row0, int row1, int column0, int column1, F f) {
   const Range rows = block_range(e.y, e.half_height, row0, row1);
   if (rows.first > rows.last) return;
   const Range columns = block_range(e.x, e.half_width, column0, column1);

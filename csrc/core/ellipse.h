@@ -116,7 +116,7 @@ inline void make_ellipses(const float* means, const float* shapes, const float* 
 struct Range {
   int first, last;
 };
-inline Range block_range(float centre, float half, int lo, int hi) {
+VK_INLINE Range block_range(float centre, float half, int lo, int hi) {
   if (half < 0) return {1, 0};
   const float low = (centre - half + 0.999f) * 0.25f, high = (centre + half + 0.001f) * 0.25f;
   const float below = float(lo), above = float(hi);
@@ -126,7 +126,7 @@ inline Range block_range(float centre, float half, int lo, int hi) {
 
 /// left[j] .. right[j]: the blocks of block row `row0 + j` (16 of them) that the support touches, clipped to
 /// [lo, hi]; left > right where there are none.
-inline void block_spans(const Ellipse& e, int row0, int lo, int hi, int32_t* left, int32_t* right) {
+VK_INLINE void block_spans(const Ellipse& e, int row0, int lo, int hi, int32_t* left, int32_t* right) {
   static const float kRows[16] = {0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60};
   const V16 top = load(kRows) + V16(float(kBlock * row0) - e.y);
   const V16 d0 = max(top, V16(-e.half_height)), d1 = min(top + V16(float(kBlock - 1)), V16(e.half_height));

@@ -38,8 +38,8 @@ inline void to_blocks(const float* in, int64_t rows, int64_t width, int64_t chan
     }
 }
 
-/// Blocks `first` .. `last` of a row of blocks, `in` [..][C][16] beginning with block `first`, to the pixels `out` of an
-/// image: `rows` rows of `width` pixels with `stride` channels each, of which these are C neighbours.
+/// Blocks `first` .. `last` of a row of blocks, `in` [..][C][16] beginning with block `first`, to the pixels `out` of
+/// an image: `rows` rows of `width` pixels with `stride` channels each, of which these are C neighbours.
 template <int C>
 inline void from_blocks(const float* in, int64_t first, int64_t last, int64_t rows, int64_t width, int64_t stride,
                         float* out) {

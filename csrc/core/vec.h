@@ -11,6 +11,9 @@
 #include <immintrin.h>
 #endif
 
+/// Inner loops that must not become calls: the compiler's own choice spills vectors around them.
+#define VK_INLINE inline __attribute__((always_inline))
+
 namespace vk {
 namespace {
 
@@ -38,46 +41,46 @@ struct V16 {
   V16(float x) { VK_EACH_PART p[i] = PartF{} + x; }
 };
 
-inline V16 operator+(V16 a, const V16& b) {
+VK_INLINE V16 operator+(V16 a, const V16& b) {
   VK_EACH_PART a.p[i] += b.p[i];
   return a;
 }
-inline V16 operator-(V16 a, const V16& b) {
+VK_INLINE V16 operator-(V16 a, const V16& b) {
   VK_EACH_PART a.p[i] -= b.p[i];
   return a;
 }
-inline V16 operator*(V16 a, const V16& b) {
+VK_INLINE V16 operator*(V16 a, const V16& b) {
   VK_EACH_PART a.p[i] *= b.p[i];
   return a;
 }
-inline V16 operator/(V16 a, const V16& b) {
+VK_INLINE V16 operator/(V16 a, const V16& b) {
   VK_EACH_PART a.p[i] /= b.p[i];
   return a;
 }
-inline V16 min(V16 a, const V16& b) {
+VK_INLINE V16 min(V16 a, const V16& b) {
   VK_EACH_PART a.p[i] = a.p[i] < b.p[i] ? a.p[i] : b.p[i];
   return a;
 }
-inline V16 max(V16 a, const V16& b) {
+VK_INLINE V16 max(V16 a, const V16& b) {
   VK_EACH_PART a.p[i] = a.p[i] > b.p[i] ? a.p[i] : b.p[i];
   return a;
 }
 /// a * b + c, fused where the machine can.
-inline V16 madd(const V16& a, const V16& b, V16 c) {
+VK_INLINE V16 madd(const V16& a, const V16& b, V16 c) {
   VK_EACH_PART c.p[i] = a.p[i] * b.p[i] + c.p[i];
   return c;
 }
 
-inline V16 load(const float* from) {
+VK_INLINE V16 load(const float* from) {
   V16 v;
   std::memcpy(&v, from, sizeof v);
   return v;
 }
-inline void store(float* to, const V16& v) { std::memcpy(to, &v, sizeof v); }
-inline void store(int32_t* to, const I16& v) { std::memcpy(to, &v, sizeof v); }
+VK_INLINE void store(float* to, const V16& v) { std::memcpy(to, &v, sizeof v); }
+VK_INLINE void store(int32_t* to, const I16& v) { std::memcpy(to, &v, sizeof v); }
 
 /// The value where x >= limit, else 0.
-inline V16 keep_ge(const V16& x, const V16& limit, V16 value) {
+VK_INLINE V16 keep_ge(const V16& x, const V16& limit, V16 value) {
 #if defined(__AVX512F__)
   value.p[0] = (PartF)_mm512_maskz_mov_ps(_mm512_cmp_ps_mask((__m512)x.p[0], (__m512)limit.p[0], _CMP_GE_OQ),
                                           (__m512)value.p[0]);
@@ -87,11 +90,11 @@ inline V16 keep_ge(const V16& x, const V16& limit, V16 value) {
   return value;
 }
 /// a where x >= limit, else b.
-inline V16 select_ge(const V16& x, const V16& limit, const V16& a, V16 b) {
+VK_INLINE V16 select_ge(const V16& x, const V16& limit, const V16& a, V16 b) {
   VK_EACH_PART b.p[i] = x.p[i] >= limit.p[i] ? a.p[i] : b.p[i];
   return b;
 }
-inline bool any_ge(const V16& x, const V16& limit) {
+VK_INLINE bool any_ge(const V16& x, const V16& limit) {
 #if defined(__AVX512F__)
   return _mm512_cmp_ps_mask((__m512)x.p[0], (__m512)limit.p[0], _CMP_GE_OQ) != 0;
 #elif defined(__AVX2__)
@@ -103,7 +106,7 @@ inline bool any_ge(const V16& x, const V16& limit) {
 #endif
 }
 
-inline V16 sqrt(V16 a) {
+VK_INLINE V16 sqrt(V16 a) {
 #if defined(__AVX512F__)
   a.p[0] = (PartF)_mm512_maskz_sqrt_ps(0xffff, (__m512)a.p[0]);
 #elif defined(__AVX2__)
@@ -115,14 +118,14 @@ inline V16 sqrt(V16 a) {
 }
 
 /// Towards zero.
-inline I16 truncate(const V16& a) {
+VK_INLINE I16 truncate(const V16& a) {
   I16 r;
   VK_EACH_PART r.p[i] = __builtin_convertvector(a.p[i], PartI);
   return r;
 }
 
 /// 2^x to 1e-7 relative, degree 5 after rounding; x below -126 gives about 2^-126.
-inline V16 exp2(V16 x) {
+VK_INLINE V16 exp2(V16 x) {
   const auto poly = [](const V16& f) {
     V16 p = madd(f, V16(0.00132917648f), V16(0.00967562478f));
     p = madd(p, f, V16(0.0555065386f));
@@ -146,7 +149,7 @@ inline V16 exp2(V16 x) {
 }
 
 /// The sum of the lanes: halves folded onto each other, the same order everywhere.
-inline float sum(const V16& v) {
+VK_INLINE float sum(const V16& v) {
   alignas(64) float lane[16];
   store(lane, v);
   for (int half = 8; half > 0; half /= 2)
@@ -155,7 +158,7 @@ inline float sum(const V16& v) {
 }
 
 /// out[k] = sum of the lanes of v[k], eight at once.
-inline void sum8(const V16* v, float* out) {
+VK_INLINE void sum8(const V16* v, float* out) {
 #if defined(__AVX512F__)
   __m256 h[8];
   for (int k = 0; k < 8; ++k) {

@@ -31,7 +31,8 @@ void forward(const SplatSumForward& a, const Ellipse* ellipses, const TileLists&
     alignas(64) static thread_local float frame[kTileBlocks * kTileBlocks * 16 * C];
     const int64_t image = t / grid.tiles();
     const Tile tile(grid, t % grid.tiles());
-    const float* back = a.background ? a.background + (a.background_rows > 1 ? image : 0) * a.channels + first : nullptr;
+    const float* back =
+        a.background ? a.background + (a.background_rows > 1 ? image : 0) * a.channels + first : nullptr;
     for (int b = 0; b < kTileBlocks * kTileBlocks; ++b)
       for (int ch = 0; ch < C; ++ch) store(frame + (b * C + ch) * 16, V16(back ? back[ch] : 0.0f));
     lists.for_each(t, [&](int32_t i) {
