@@ -107,7 +107,7 @@ _MAKE = {
 
 CASES = {
     "splat_sum": [
-        Case(name, make, grad=() if name == "extreme" else grad, dtypes=_TYPES, rtol=_IMAGE, bytes=_bytes)
+        Case(name, make, grad=grad, dtypes=_TYPES, rtol=_IMAGE, grad_rtol=_GRADIENT, bytes=_bytes)
         for name, (make, grad) in _MAKE.items()
     ],
     "splat_sum_backward": [

@@ -20,22 +20,51 @@ def _conics(shapes, form):
 
 
 def _weights(means, shapes, opacities, form, height, width, pixel_center):
-    """Yields (rows, dx, dy, conics, w) for groups of Gaussians; w is 0 where there is no support."""
+    """Yields (rows, window, dx, dy, conics, w, g) for groups of Gaussians: the window of the image that holds their
+    supports, w = opacity * g there, 0 outside the support."""
     conics, valid = _conics(shapes, form)
     valid = valid & means.isfinite().all(1)
     opacities = means.new_ones(means.shape[0]) if opacities is None else opacities
     valid = valid & opacities.isfinite()
     y, x = (torch.arange(n, dtype=means.dtype, device=means.device) + pixel_center for n in (height, width))
-    step = max(1, _ELEMENTS // max(1, height * width))
-    for start in range(0, means.shape[0], step):
-        rows = slice(start, start + step)
+    for rows, (top, bottom, left, right) in _groups(means, conics, valid, opacities, height, width):
         keep = valid[rows, None, None]
         a, b, c = (torch.where(keep, conics[rows, k, None, None], 0) for k in range(3))
         centre = torch.where(valid[rows, None], means[rows], 0)
-        dx, dy = x - centre[:, 0, None, None], y[:, None] - centre[:, 1, None, None]
+        dx, dy = x[left:right] - centre[:, 0, None, None], y[top:bottom, None] - centre[:, 1, None, None]
         g = torch.exp(-(0.5 * (a * dx * dx + c * dy * dy) + b * dx * dy))
         w = torch.where(keep, opacities[rows, None, None], 0) * g
-        yield rows, dx, dy, (a, b, c), torch.where(w >= 1 / 255, w, 0), torch.where(w >= 1 / 255, g, 0)
+        inside = w >= 1 / 255
+        yield rows, (slice(top, bottom), slice(left, right)), dx, dy, (a, b, c), w * inside, g * inside
+
+
+def _groups(means, conics, valid, opacities, height, width):
+    """Rows and a window for each group; everything at once where that is little, else neighbours together."""
+    count = means.shape[0]
+    if count * height * width <= _ELEMENTS:
+        yield slice(0, count), (0, height, 0, width)
+        return
+    a, b, c = conics.unbind(1)
+    reach = 2 * torch.log((255 * opacities).clamp(min=1)) / (a * c - b * b)
+    half = torch.stack([(reach * c).sqrt(), (reach * a).sqrt()], 1) + 2
+    size = torch.tensor([width, height], dtype=means.dtype, device=means.device)
+    zero = torch.zeros_like(size)
+    low = torch.where(valid[:, None], means - half, zero).clamp(min=zero, max=size).floor().long()
+    high = torch.where(valid[:, None], means + half, zero).clamp(min=zero, max=size).ceil().long()
+    order = ((low[:, 1] // 32) * (width // 32 + 2) + low[:, 0] // 32).argsort(stable=True)
+    start = 0
+    while start < count:
+        step = 256
+        while True:  # fewer at once where they are large
+            rows = order[start : start + step]
+            left, top = low[rows].amin(0).tolist()
+            right, bottom = high[rows].amax(0).tolist()
+            if step == 1 or rows.shape[0] * (right - left) * (bottom - top) <= _ELEMENTS:
+                break
+            step //= 2
+        if right > left and bottom > top:
+            yield rows, (top, bottom, left, right)
+        start += step
 
 
 def _images(offsets, count):
@@ -50,13 +79,14 @@ def _part(tensor, rows):
 def splat_sum(means, shapes, colors, opacities, background, offsets, height, width, pixel_center, form):
     images = []
     for b, part in enumerate(_images(offsets, means.shape[0])):
-        image = means.new_zeros(height, width, colors.shape[1])
-        if background is not None:
-            image = image + background[b if background.shape[0] > 1 else 0]
-        for rows, *_, w, _g in _weights(
+        if background is None:
+            image = means.new_zeros(height, width, colors.shape[1])
+        else:
+            image = background[b if background.shape[0] > 1 else 0].expand(height, width, -1).clone()
+        for rows, window, *_, w, _g in _weights(
             means[part], shapes[part], _part(opacities, part), form, height, width, pixel_center
         ):
-            image = image + torch.einsum("nhw,nc->hwc", w, colors[part][rows])
+            image[window] += torch.einsum("nhw,nc->hwc", w, colors[part][rows])
         images.append(image)
     return torch.stack(images) if images else means.new_zeros(0, height, width, colors.shape[1])
 
@@ -67,12 +97,13 @@ def splat_sum_backward(
     d_means, d_conics, d_colors = torch.zeros_like(means), torch.zeros_like(shapes), torch.zeros_like(colors)
     d_opacities = means.new_zeros(0) if opacities is None else torch.zeros_like(opacities)
     for b, part in enumerate(_images(offsets, means.shape[0])):
-        for rows, dx, dy, (a, bb, c), w, g in _weights(
+        for rows, window, dx, dy, (a, bb, c), w, g in _weights(
             means[part], shapes[part], _part(opacities, part), form, height, width, pixel_center
         ):
-            t = torch.einsum("hwc,nc->nhw", grad_image[b], colors[part][rows])
+            grad = grad_image[b][window]
+            t = torch.einsum("hwc,nc->nhw", grad, colors[part][rows])
             s = w * t
-            d_colors[part][rows] = torch.einsum("nhw,hwc->nc", w, grad_image[b])
+            d_colors[part][rows] = torch.einsum("nhw,hwc->nc", w, grad)
             d_means[part][rows] = torch.stack([(s * (a * dx + bb * dy)).sum((1, 2)),
                                                (s * (bb * dx + c * dy)).sum((1, 2))], 1)  # fmt: skip
             d_conics[part][rows] = torch.stack([-0.5 * (s * dx * dx).sum((1, 2)), -(s * dx * dy).sum((1, 2)),
