@@ -35,7 +35,7 @@ void target_blocks(const uint8_t* frame, int64_t height, int64_t width, const Ti
 VK_INLINE V16 bytes_to_floats(const uint8_t* from) {
 #if defined(__AVX512F__)
   V16 v;
-  v.p[0] = (PartF)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+  v.p[0] = (PartF)_mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
   return v;
 #else
   float lane[16];
