@@ -1,0 +1,31 @@
+"""Coded video: the `.vkv` container and entropy coding. Bytes in, bytes out."""
+
+from .container import (
+    Audio,
+    Color,
+    ContainerReader,
+    ContainerWriter,
+    DamagedFileError,
+    Gop,
+    Header,
+    Report,
+    UnsupportedFileError,
+    frame_hash,
+    mux_audio,
+    read_audio,
+)
+
+__all__ = [
+    "Audio",
+    "Color",
+    "ContainerReader",
+    "ContainerWriter",
+    "DamagedFileError",
+    "Gop",
+    "Header",
+    "Report",
+    "UnsupportedFileError",
+    "frame_hash",
+    "mux_audio",
+    "read_audio",
+]
