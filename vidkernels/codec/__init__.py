@@ -14,6 +14,7 @@ from .container import (
     mux_audio,
     read_audio,
 )
+from .entropy import decode_symbols, encode_symbols
 
 __all__ = [
     "Audio",
@@ -25,6 +26,8 @@ __all__ = [
     "Header",
     "Report",
     "UnsupportedFileError",
+    "decode_symbols",
+    "encode_symbols",
     "frame_hash",
     "mux_audio",
     "read_audio",

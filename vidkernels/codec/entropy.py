@@ -4,8 +4,8 @@
     same = decode_symbols(data, len(symbols), contexts)
 
 Tables are chosen per context by total cost (their own bits counted), see tables.py; symbols are coded by interleaved
-rANS, see rans.py; rare large values escape into raw bits. The bytes are the same on every machine and from every
-backend. docs/container.md, "Entropy coding", has the format.
+rANS, see rans.py; rare large values escape into raw bits. A stream decodes to the same symbols on every machine, and
+every backend writes the same bytes. docs/container.md, "Entropy coding", has the format.
 """
 
 from __future__ import annotations
@@ -60,11 +60,14 @@ def encode_symbols(
         table.write(head)
     freqs = np.stack([table.freqs(bits) for table in tables])
 
-    low, n = _ranges(tables, table_of)
+    low, n, shift = _ranges(tables, table_of)
+    cut = _cut_bits(shift, len(values))
+    raw = (values & (np.int64(1) << shift) - 1)[:cut]
+    values = values >> shift
     tokens = values - low
     outside = np.flatnonzero((tokens < 0) | (tokens >= n))
     pick = (lambda x: x) if table_of is None else (lambda x: x[outside])
-    extra, raw, widths = escape_of(values[outside], pick(low), pick(n))
+    extra, beyond, widths = escape_of(values[outside], pick(low), pick(n))
     tokens[outside] = pick(n) + extra
     tokens = tokens.astype(np.uint8)
     expected = _expected_bits(tokens, table_of, freqs, bits)
@@ -75,7 +78,9 @@ def encode_symbols(
     packed = head.to_bytes()
     start = bytes([(bits - 12) | (0, 1, _WIDE).index(lanes) << 2, count - 1])
     lengths = pack_varint(len(packed)) + pack_varint(len(words) // 2)
-    return b"".join([start, lengths, packed, states.astype("<i4").tobytes(), words, pack_fields(raw, widths)])
+    widths = np.concatenate([np.broadcast_to(shift, len(values))[:cut], widths])
+    fields = pack_fields(np.concatenate([raw, beyond]), widths)
+    return b"".join([start, lengths, packed, states.astype("<i4").tobytes(), words, fields])
 
 
 def decode_symbols(
@@ -122,29 +127,39 @@ def _decode(data: memoryview, count: int, table_of: np.ndarray | None, backend: 
     at += 4 * lanes
     tokens = rans_decode(states, data[at : at + 2 * words], table_of, freqs, bits, count, backend)
     at += 2 * words
-    low, n = _ranges(tables, table_of)
-    if table_of is None and not tables[0].escapes and at == len(data):
-        return np.add(tokens, low, dtype=np.int64).astype(np.int32) if count else np.empty(0, np.int32)
+    low, n, shift = _ranges(tables, table_of)
+    if table_of is None and not tables[0].escapes and not shift and at == len(data):
+        return np.add(tokens, np.int32(low), dtype=np.int32)
     values = tokens + low
     outside = np.flatnonzero(tokens >= n)
     pick = (lambda x: x) if table_of is None else (lambda x: x[outside])
     kind = tokens[outside] - pick(n)
     widths = kind >> 1
-    excess = (np.int64(1) << widths) - 1 + unpack_fields(data[at:], widths).astype(np.int64)
+    cut = _cut_bits(shift, count)
+    fields = unpack_fields(data[at:], np.concatenate([np.broadcast_to(shift, count)[:cut], widths])).astype(np.int64)
+    excess = (np.int64(1) << widths) - 1 + fields[cut:]
     values[outside] = np.where(kind & 1, pick(low) - 1 - excess, pick(low) + pick(n) + excess)
-    if count and not -(1 << 31) <= int(values.min()) <= int(values.max()) < 1 << 31:
-        raise ValueError("a symbol has more than 32 bits")
+    _fits(values)
+    if cut:
+        values = (values << shift) + fields[:cut]
+        _fits(values)
     return values.astype(np.int32)
 
 
+def _fits(values: np.ndarray) -> None:
+    if len(values) and not -(1 << 31) <= int(values.min()) <= int(values.max()) < 1 << 31:
+        raise ValueError("a symbol has more than 32 bits")
+
+
 def _ranges(tables: list[Table], table_of: np.ndarray | None):
-    """(low, n) of each symbol's table, int64; plain numbers if there is one table."""
-    if table_of is None:
-        return np.int64(tables[0].low), np.int64(tables[0].n)
-    low, n = np.zeros((2, 256), np.int64)
-    low[: len(tables)] = [table.low for table in tables]
-    n[: len(tables)] = [table.n for table in tables]
-    return low[table_of], n[table_of]
+    """(low, n, shift) of each symbol's table, int64; plain numbers if there is one table."""
+    columns = np.array([(table.low, table.n, table.shift) for table in tables], np.int64)
+    return columns[0] if table_of is None else columns.T[:, table_of]
+
+
+def _cut_bits(shift: np.ndarray, count: int) -> int:
+    """How many symbols have a field of raw low bits: all or, if no table cuts any off, none."""
+    return count if np.any(shift) else 0
 
 
 def _histograms(values: np.ndarray, table_of: np.ndarray | None, count: int):

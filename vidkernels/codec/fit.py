@@ -13,6 +13,7 @@ from .tables import Table
 
 _CUTS = (1e-3, 1e-2, 5e-2)  # shares of the symbols that windows leave to the escapes, on each side
 _MIXTURE_FROM = 256  # symbols; fewer do not pay for looking
+_SMALLEST = 64  # bits of a parametric table, about
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,13 @@ class Histogram:
     direct: np.ndarray  # [n]
     escapes: np.ndarray  # [up to 64], the last one positive
     raw_bits: int
+    shift: int
+
+    def bound(self) -> float:
+        """Bits below which no table of this window comes."""
+        counts = np.concatenate([self.direct, self.escapes])
+        counts = counts[counts > 0]
+        return float(-(counts @ np.log2(counts / counts.sum()))) + self.raw_bits
 
     def cost(self, table: Table, bits: int) -> float:
         freqs = table.freqs(bits)
@@ -50,56 +58,63 @@ def fit(values: np.ndarray, counts: np.ndarray, bits: int) -> Table:
     if not len(values):
         return Table(0, 0)
     best, price = None, np.inf
-    for low, n in _windows(values, counts):
-        seen = _histogram(values, counts, low, n)
+    for shift, low, n in sorted(_windows(values, counts)):
+        seen = _histogram(values, counts, shift, low, n)
+        if seen.bound() >= price:
+            continue
         for table in _candidates(seen):
             cost = seen.cost(table, bits)
             if best is None or cost < price:
                 best, price, window = table, cost, seen
-    if counts.sum() >= _MIXTURE_FROM and best.n > 2:
+    if counts.sum() >= _MIXTURE_FROM and best.n > 2 and price > 1.01 * window.bound() + _SMALLEST:
         table = _mixture(window)
         if window.cost(table, bits) < price:
             best = table
     return best
 
 
-def _windows(values: np.ndarray, counts: np.ndarray) -> set[tuple[int, int]]:
-    first, last = int(values[0]), int(values[-1])
-    found = {(first, last - first + 1)} if last - first < T.MAX_DIRECT else set()
-    below = np.cumsum(counts)
-    for cut in _CUTS:
+def _windows(values: np.ndarray, counts: np.ndarray) -> set[tuple[int, int, int]]:
+    """(shift, low, n): the middle of the values, whole or cut to the most that a table covers."""
+    below, most = np.cumsum(counts), T.MAX_DIRECT
+    found = set()
+    for cut in (0, *_CUTS):
         low = int(values[np.searchsorted(below, cut * below[-1])])
         high = int(values[np.searchsorted(below, (1 - cut) * below[-1])])
-        if high - low >= T.MAX_DIRECT:
+        shift = 0
+        while (high >> shift) - (low >> shift) >= most:
+            shift += 1
+        found.add((shift, low >> shift, (high >> shift) - (low >> shift) + 1))
+        if shift and cut:
             middle = int(values[np.searchsorted(below, 0.5 * below[-1])])
-            low = max(low, middle - T.MAX_DIRECT // 2)
-            high = min(high, low + T.MAX_DIRECT - 1)
-        found.add((low, high - low + 1))
+            low = max(low, middle - most // 2)
+            found.add((0, low, min(high, low + most - 1) - low + 1))
     return found
 
 
-def _histogram(values: np.ndarray, counts: np.ndarray, low: int, n: int) -> Histogram:
+def _histogram(values: np.ndarray, counts: np.ndarray, shift: int, low: int, n: int) -> Histogram:
+    raw = shift * int(counts.sum())
+    values = values >> shift
     inside = (values >= low) & (values < low + n)
-    direct = np.zeros(n, np.int64)
-    direct[values[inside] - low] = counts[inside]
+    direct = np.bincount(values[inside] - low, counts[inside], minlength=n).astype(np.int64)
     tokens, _, widths = escape_of(values[~inside], low, n)
     escapes = np.bincount(tokens, counts[~inside]).astype(np.int64) if len(tokens) else np.zeros(0, np.int64)
-    return Histogram(low, direct, escapes, int(widths @ counts[~inside]))
+    return Histogram(low, direct, escapes, raw + int(widths @ counts[~inside]), shift)
 
 
 def _candidates(h: Histogram):
     n, total = len(h.direct), int(h.direct.sum())
     stored = [_part(int(c), total, T.SCALE + 1) for c in h.escapes]
     if n == 1 and not stored:
-        yield Table(h.low, 1, weights=(1,))
+        yield Table(h.low, 1, weights=(1,), shift=h.shift)
         return
     weights = [_part(int(c), total, T.SCALE) for c in h.direct]
     for index, kept in enumerate(T.PRECISIONS):
         rounded = [tuple(T.rounded(w, kept) for w in ws) for ws in (weights, stored)]
-        yield Table(h.low, n, precision=index, weights=rounded[0], escapes=rounded[1])
+        yield Table(h.low, n, precision=index, weights=rounded[0], escapes=rounded[1], shift=h.shift)
     if n > 2:
         center, spread, deviation = _moments(h.direct)
-        basis = Table(h.low, n, precision=1, center=center, escapes=tuple(T.rounded(w, 1) for w in stored))
+        escapes = tuple(T.rounded(w, 1) for w in stored)
+        basis = Table(h.low, n, precision=1, center=center, escapes=escapes, shift=h.shift)
         for kind, width in ((T.LAPLACE, deviation), (T.GAUSSIAN, spread)):
             level = round(4 * np.log2(max(width, 0.1))) + 12
             for near in range(level - 2, level + 3):
@@ -142,4 +157,4 @@ def _mixture(h: Histogram) -> Table:
             best, price = (*found, share), costs[found]
     stored = tuple(T.rounded(_part(int(c), int(h.direct.sum()), T.SCALE + 1), 1) for c in h.escapes)
     levels = 2 * int(best[0]), 2 * int(best[1])
-    return Table(h.low, n, T.MIXTURE, 1, (), center, levels, best[2], stored)
+    return Table(h.low, n, T.MIXTURE, 1, (), center, levels, best[2], stored, h.shift)

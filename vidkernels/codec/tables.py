@@ -1,7 +1,8 @@
 """Frequency tables for signed integers: how they are chosen, stored in few bits and rebuilt exactly.
 
-A table covers the values low ... low + n - 1 with the tokens 0 ... n - 1. Any other value is an escape: token
-n + 2k + side, and k raw bits, where side is 1 below the range, e >= 0 counts from its edge and k = floor(log2(e + 1)).
+A table first cuts `shift` low bits off, which are stored raw; then it covers the values low ... low + n - 1 with the
+tokens 0 ... n - 1. Any other value is an escape: token n + 2k + side, and k raw bits, where side is 1 below the range,
+e >= 0 counts from its edge and k = floor(log2(e + 1)).
 The weights of the tokens are explicit, or a Laplace or Gaussian shape or a mixture of two Gaussians with quantised
 parameters. All arithmetic that a decoder needs is on integers, so every machine rebuilds the same table.
 docs/container.md gives the bits.
@@ -41,6 +42,7 @@ class Table:
     levels: tuple[int, int] = (0, 0)
     share: int = 0  # of the first Gaussian of a mixture, in eighths
     escapes: tuple[int, ...] = ()
+    shift: int = 0
 
     def write(self, out: BitWriter) -> None:
         out.put(self.n, 8)
@@ -49,7 +51,9 @@ class Table:
         zigzag = 2 * self.low if self.low >= 0 else -2 * self.low - 1
         out.put(zigzag.bit_length(), 6)
         out.put(zigzag, zigzag.bit_length())
-        out.put(len(self.escapes), 7)
+        for number, width in ((self.shift, 5), (len(self.escapes), 7)):
+            out.put(number > 0, 1)
+            out.put(number, width if number else 0)
         if self.n == 1 and not self.escapes:
             return
         out.put(self.kind, 2)
@@ -76,11 +80,11 @@ class Table:
         low = zigzag >> 1 if zigzag % 2 == 0 else -(zigzag + 1 >> 1)
         if not -(1 << 31) <= low < 1 << 31:
             raise ValueError("a table lies outside the 32-bit integers")
-        count = bits.take(7)
+        shift, count = (bits.take(width) if bits.take(1) else 0 for width in (5, 7))
         if count > ESCAPES:
             raise ValueError("a table has too many escapes")
         if n == 1 and not count:
-            return cls(low, 1, weights=(1,))
+            return cls(low, 1, weights=(1,), shift=shift)
         kind, precision = bits.take(2), bits.take(2)
         weights, center, levels, share = (), 0, (0, 0), 0
         if kind == EXPLICIT:
@@ -91,7 +95,7 @@ class Table:
             if max(levels) >= LEVELS or center >= 4 * n:
                 raise ValueError("a parameter of a table is out of range")
         escapes = _read_weights(bits, count, PRECISIONS[precision])
-        return cls(low, n, kind, precision, weights, center, levels, share, escapes)
+        return cls(low, n, kind, precision, weights, center, levels, share, escapes, shift)
 
     def freqs(self, bits: int) -> np.ndarray:
         """[256] int32 that sum to 2^bits."""
