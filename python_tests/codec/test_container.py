@@ -474,6 +474,21 @@ def test_missing_file(tmp_path):
         ContainerReader(tmp_path)
 
 
+def test_gops_that_overlap_in_time_are_found_by_verify(path):
+    data = bytearray(path.read_bytes())
+    early = int(vkv.PTS[0][-1]) - 1
+    with ContainerReader(path) as r:
+        gop = int(r.index.gops["offset"][1])
+    index = data.rfind(b"INDX") + 24 + 24 + 48
+    for place in (gop + 24 + 16, index + 8):  # the first time of GOP 1, in its head and in the index
+        struct.pack_into("<q", data, place, early)
+    path.write_bytes(vkv.reseal(data))
+    with ContainerReader(path) as r:
+        assert r.gop_of_time(early * r.header.time_base).number == 1
+        with pytest.raises(DamagedFileError, match="begins before"):
+            r.verify()
+
+
 # ---- memory
 
 

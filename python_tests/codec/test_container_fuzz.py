@@ -3,6 +3,7 @@
 import importlib.util
 import resource
 import struct
+import tempfile
 import time
 import tracemalloc
 import warnings
@@ -19,7 +20,7 @@ _spec = importlib.util.spec_from_file_location("vkv_fuzz_file", Path(__file__).w
 vkv = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(vkv)
 
-SECONDS = 0.5  # for one file of a few kilobytes; a sound one takes about a millisecond
+SECONDS = 0.5  # of processor time for one file; a sound one takes about a millisecond
 MEMORY = 4 << 20
 NUMBERS = (0, 1, 2, 7, 0x7F, 0xFF, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
@@ -89,7 +90,9 @@ def read_everything(path, partial):
             assert len(pts) == gop.frames
             assert (np.diff(pts) > 0).all()
             assert r.gop_of_frame(gop.first_frame) == gop
-            assert r.frame_of_time(int(pts[-1]) * r.header.time_base) == gop.first_frame + gop.frames - 1
+            last = int(pts[-1]) * r.header.time_base
+            if r.gop_of_time(last) == gop:  # verify refuses GOPs that overlap in time
+                assert r.frame_of_time(last) == gop.first_frame + gop.frames - 1
             assert r.gop_of_time(gop.first_pts * r.header.time_base) == gop
             assert len(r.hashes(gop)) in (0, gop.frames)
         for kind in r.kinds:
@@ -110,9 +113,17 @@ def attempt(path, partial):
         return "unsupported"
 
 
+@pytest.fixture
+def scratch():
+    """A folder in memory where there is one: a hundred thousand files are rewritten."""
+    shared = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as folder:
+        yield Path(folder)
+
+
 @pytest.mark.parametrize("count", [2000, pytest.param(110_000, marks=pytest.mark.slow)])
-def test_mutated_files(seeds, tmp_path, count):
-    rng, path, outcomes = np.random.default_rng(count), tmp_path / "x.vkv", Counter()
+def test_mutated_files(seeds, scratch, count):
+    rng, path, outcomes = np.random.default_rng(count), scratch / "x.vkv", Counter()
     slowest, largest = 0.0, 0
     before = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -123,9 +134,9 @@ def test_mutated_files(seeds, tmp_path, count):
             watch = number % 16 == 0  # tracing is slow; the limit on the address space holds for all
             if watch:
                 tracemalloc.start()
-            start = time.perf_counter()
+            start = time.process_time()
             outcomes[attempt(path, partial=number % 3 == 0)] += 1
-            slowest = max(slowest, time.perf_counter() - start)
+            slowest = max(slowest, time.process_time() - start)
             if watch:
                 largest = max(largest, tracemalloc.get_traced_memory()[1])
                 tracemalloc.stop()
@@ -146,7 +157,7 @@ def test_the_seeds_are_sound(seeds, tmp_path):
         assert vkv.reseal(data) == data
 
 
-def test_every_number_of_the_index_is_checked(seeds, tmp_path):
+def test_every_number_of_the_index_is_checked(seeds, scratch):
     """Each 32-bit word of the index set to hostile values, checksums right: read as before or refused."""
     data, at = seeds[0], L.PRELUDE.size
     while (chunk := L.parse_head(data, at)).kind != b"INDX":
@@ -156,8 +167,8 @@ def test_every_number_of_the_index_is_checked(seeds, tmp_path):
         for value in NUMBERS:
             changed = bytearray(data)
             changed[place : place + 4] = struct.pack("<I", value)
-            (tmp_path / "x.vkv").write_bytes(vkv.reseal(changed))
+            (scratch / "x.vkv").write_bytes(vkv.reseal(changed))
             if bytes(changed) != data:
-                outcomes[attempt(tmp_path / "x.vkv", False)] += 1
+                outcomes[attempt(scratch / "x.vkv", False)] += 1
     assert outcomes["damaged"] > 0.9 * sum(outcomes.values()), outcomes
     assert set(outcomes) <= {"read", "damaged", "unsupported"}

@@ -223,11 +223,19 @@ class ContainerReader:
             chunks, at = chunks + 1, chunk.end
         if at != self.end:
             damaged(self.path, self.end, "TAIL", "the chunks do not end where the file does")
-        hashed, checked, wrong = 0, 0, []
+        hashed, checked, wrong, before = 0, 0, [], -layout.MAX_PTS
         for kind in self.kinds:
             self.chunk(kind)
         for gop in self.gops:
-            layers, hashes = self.read_layers(gop), self.hashes(gop)
+            layers, hashes, pts = self.read_layers(gop), self.hashes(gop), self.pts(gop)
+            if pts[0] <= before:
+                damaged(
+                    self.path,
+                    int(self.index.gops["offset"][gop.number]),
+                    "GOPI",
+                    "it begins before the one before ends",
+                )
+            before = pts[-1]
             hashed += len(hashes)
             if decode is not None and hashes and gop.hash_layers <= gop.layers:
                 frames = list(decode(gop, layers[: gop.hash_layers]))
