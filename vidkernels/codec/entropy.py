@@ -127,9 +127,12 @@ def _decode(data: memoryview, count: int, table_of: np.ndarray | None, backend: 
     at += 4 * lanes
     tokens = rans_decode(states, data[at : at + 2 * words], table_of, freqs, bits, count, backend)
     at += 2 * words
+    if at == len(data) and all(_plain(table) for table in tables):
+        values = tokens.astype(np.int32)  # the common case, in half the memory and a fraction of the time
+        bottoms = np.array([table.low for table in tables], np.int32)
+        values += bottoms[0] if table_of is None else bottoms[table_of]
+        return values
     low, n, shift = _ranges(tables, table_of)
-    if table_of is None and not tables[0].escapes and not shift and at == len(data):
-        return np.add(tokens, np.int32(low), dtype=np.int32)
     values = tokens + low
     outside = np.flatnonzero(tokens >= n)
     pick = (lambda x: x) if table_of is None else (lambda x: x[outside])
@@ -144,6 +147,10 @@ def _decode(data: memoryview, count: int, table_of: np.ndarray | None, backend: 
         values = (values << shift) + fields[:cut]
         _fits(values)
     return values.astype(np.int32)
+
+
+def _plain(table: Table) -> bool:
+    return not table.escapes and not table.shift and table.low + table.n <= 1 << 31
 
 
 def _fits(values: np.ndarray) -> None:
