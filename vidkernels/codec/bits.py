@@ -1,0 +1,107 @@
+"""Bits and variable-length integers, least significant first."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+class BitWriter:
+    def __init__(self):
+        self._value, self._length = 0, 0
+        self._done = bytearray()
+
+    def put(self, value: int, width: int) -> None:
+        """The `width` low bits of `value`."""
+        self._value |= value << self._length
+        self._length += width
+        while self._length >= 8:
+            self._done.append(self._value & 255)
+            self._value >>= 8
+            self._length -= 8
+
+    def unary(self, value: int) -> None:
+        """`value` ones and a zero."""
+        self.put((1 << value) - 1, value + 1)
+
+    def __len__(self) -> int:
+        """Bits so far."""
+        return 8 * len(self._done) + self._length
+
+    def to_bytes(self) -> bytes:
+        return bytes(self._done) + (bytes([self._value]) if self._length else b"")
+
+
+class BitReader:
+    """Raises ValueError when bits are asked for that are not there."""
+
+    def __init__(self, data: bytes | memoryview):
+        self._data, self._at = data, 0
+
+    def take(self, width: int) -> int:
+        begin, end = self._at, self._at + width
+        if end > 8 * len(self._data):
+            raise ValueError("the tables are cut short")
+        self._at = end
+        value = int.from_bytes(self._data[begin >> 3 : (end + 7) >> 3], "little")
+        return value >> (begin & 7) & ((1 << width) - 1)
+
+    def unary(self, most: int) -> int:
+        value = 0
+        while self.take(1):
+            value += 1
+            if value > most:
+                raise ValueError("a number of the tables is out of range")
+        return value
+
+    def finished(self) -> bool:
+        """Only zero bits are left, fewer than eight."""
+        rest = 8 * len(self._data) - self._at
+        return rest < 8 and self.take(rest) == 0
+
+
+def pack_fields(values: np.ndarray, widths: np.ndarray) -> bytes:
+    """`widths[i]` (at most 32) low bits of every value, one behind the other."""
+    ends = np.cumsum(widths, dtype=np.int64)
+    out = np.zeros((int(ends[-1]) + 7) // 8 + 8 if len(ends) else 8, np.uint8)
+    begins = ends - widths
+    shifted = values.astype(np.uint64) << (begins & 7).astype(np.uint64)
+    for byte in range(5):
+        part = (shifted >> np.uint64(8 * byte) & np.uint64(255)).astype(np.uint8)
+        np.bitwise_or.at(out, (begins >> 3) + byte, part)
+    return out[: len(out) - 8].tobytes()
+
+
+def unpack_fields(data: bytes | memoryview, widths: np.ndarray) -> np.ndarray:
+    """What `pack_fields` packed, as uint64; ValueError if `data` is not exactly as long as it must be."""
+    ends = np.cumsum(widths, dtype=np.int64)
+    total = int(ends[-1]) if len(ends) else 0
+    if len(data) != (total + 7) // 8:
+        raise ValueError("the raw bits of large symbols have the wrong length")
+    padded = np.zeros(len(data) + 8, np.uint8)
+    padded[: len(data)] = np.frombuffer(data, np.uint8)
+    begins = ends - widths
+    values = np.zeros(len(widths), np.uint64)
+    for byte in range(5):
+        values |= padded[(begins >> 3) + byte].astype(np.uint64) << np.uint64(8 * byte)
+    masks = (np.uint64(1) << widths.astype(np.uint64)) - np.uint64(1)
+    return values >> (begins & 7).astype(np.uint64) & masks
+
+
+def pack_varint(value: int) -> bytes:
+    out = bytearray()
+    while value >= 128:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def unpack_varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
+    """(number below 2^35, offset behind it)."""
+    value = 0
+    for i in range(5):
+        if at + i >= len(data):
+            raise ValueError("the stream is cut short")
+        value |= (data[at + i] & 127) << 7 * i
+        if data[at + i] < 128:
+            return value, at + i + 1
+    raise ValueError("a length of the stream is out of range")
