@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from . import codec
 
 app = typer.Typer(help="vidkernels: kernels for video tokens and neural video representations.", no_args_is_help=True)
 
@@ -16,11 +20,20 @@ def _root() -> None:
     pass
 
 
+codec.register(app)
+
+
 @app.command()
-def info(as_json: bool = typer.Option(False, "--json", help="print JSON instead of tables")) -> None:
-    """Print version, build, instruction set, devices, and per op which backend would run and why not the others."""
+def info(
+    file: Annotated[Path | None, typer.Argument(help="a .vkv file to describe")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of tables")] = False,
+) -> None:
+    """Print version, build, devices, and per op which backend would run and why not the others; or describe a file."""
     from vidkernels._info import info as collect
 
+    if file is not None:
+        codec.describe(file, as_json)
+        return
     facts = collect()
     if as_json:
         print(json.dumps(facts, indent=2))

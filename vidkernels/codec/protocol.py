@@ -1,0 +1,156 @@
+"""What the commands ask of a codec: how a fit is started, reports and is resumed, and what an opened file can do.
+
+A model is a module, named in `MODELS`, with two functions:
+
+    fit(source: Source, out: Path, goal: Goal, *, gop: int | None) -> Generator[Progress, None, Source]
+    resume(state: Path) -> Generator[Progress, None, Source]
+
+Both are generators that do the work between two `yield`s and return the source at the end. `out` exists, complete and
+under its own name, when the generator ends; until then the work lives in `state_path(out)`, which holds all that
+`resume` needs (the source's path and cut, the goal, the parameters; `out` is its name without the suffix) and is
+removed at the end. Closing the generator, or killing the process, at
+any moment leaves a state from which `resume` goes on to the same bytes as an uninterrupted fit.
+
+`vidkernels.codec.open(path)` returns a `Video` for a finished file of any model.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from vidkernels import _check
+
+if TYPE_CHECKING:
+    from .reader import Report
+
+MODELS = {"gaussian": "vidkernels.codec.gaussian"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which frames of which file: [start, end) in seconds on its clock, scaled to (height, width) or a short side."""
+
+    path: Path
+    start: float | None = None
+    end: float | None = None
+    size: tuple[int, int] | int | None = None
+
+
+@dataclass(frozen=True)
+class Goal:
+    """When to stop: exactly one is set. Seconds of fitting, bytes of the file, or decibels of mean PSNR."""
+
+    seconds: float | None = None
+    bytes: int | None = None
+    psnr: float | None = None
+
+    def __post_init__(self):
+        if sum(value is not None for value in (self.seconds, self.bytes, self.psnr)) != 1:
+            _check.fail("Goal", "expected exactly one of seconds, bytes and psnr.", **vars(self))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a fit stands.
+
+    Args:     done, total: units of work (frames, iterations: the model's choice), for the bar; done <= total.
+              frame: frames that are fitted so far.
+              gop: the GOP in work.
+              psnr: mean over the frames fitted so far, decibels; None before there is one.
+              bytes: of the file as far as it is known.
+              elapsed: seconds of fitting, those before an interruption included.
+    """
+
+    done: int
+    total: int
+    frame: int
+    gop: int
+    psnr: float | None
+    bytes: int
+    elapsed: float
+
+
+class Video(Protocol):
+    """An opened `.vkv` file. Frames are uint8 RGB; `size` is (height, width); `bytes` those of the file.
+
+    `at(seconds)` counts from the first frame, and may draw a moment between two frames. `verify()` decodes everything
+    and returns the container's `Report`.
+    """
+
+    model: str
+    fps: float | Fraction
+    size: tuple[int, int]
+    bytes: int
+    audio: object | None
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, key: int | slice) -> torch.Tensor: ...
+    def __iter__(self) -> Iterator[torch.Tensor]: ...
+    def at(self, seconds: float) -> torch.Tensor: ...
+    def verify(self) -> Report: ...
+
+
+class Model(Protocol):
+    """A module that can fit."""
+
+    def fit(self, source: Source, out: Path, goal: Goal, *, gop: int | None) -> Generator[Progress, None, Source]: ...
+    def resume(self, state: Path) -> Generator[Progress, None, Source]: ...
+
+
+def model(name: str) -> Model:
+    """The module of a model; imported only now."""
+    if name not in MODELS:
+        _check.fail("fit", f"no model named {name!r}.", f"one of {', '.join(MODELS)}.")
+    return import_module(MODELS[name])
+
+
+STATE = ".state"
+
+
+def state_path(out: str | os.PathLike) -> Path:
+    """Where an unfinished fit of `out` keeps its state: beside it. A state's path is its own."""
+    out = Path(out)
+    return out if out.suffix == STATE else out.with_name(out.name + STATE)
+
+
+def open_video(path: str | os.PathLike) -> Video:
+    """`vidkernels.codec.open`, found when it is called."""
+    return import_module("vidkernels.codec").open(path)
+
+
+def read_source(
+    source: Source, pick: Callable[[int], Sequence[int]] = range
+) -> tuple[torch.Tensor, Fraction, list[float]]:
+    """The frames [T, H, W, 3] of a source, its rate, and the second at which each frame appears.
+
+    Args:     pick: from the number of frames in the cut, which of them to decode; all by default.
+    Raises:   ValueError: an unreadable file, or no frame in the cut.
+    """
+    from ..data import VideoReader
+
+    with VideoReader(source.path, size=source.size) as reader:
+        times = reader.timestamps.tolist()
+        low = -float("inf") if source.start is None else source.start - 1e-9
+        high = float("inf") if source.end is None else source.end - 1e-9
+        numbers = [i for i, t in enumerate(times) if low <= t < high]
+        if not numbers:
+            _check.fail(
+                "read_source",
+                "the cut holds no frame.",
+                path=str(source.path),
+                start=source.start,
+                end=source.end,
+                frames_from=times[0],
+                frames_to=times[-1],
+            )
+        numbers = [numbers[i] for i in pick(len(numbers))]
+        rate = Fraction(reader.fps).limit_denominator(100_000)
+        return reader.get_frames(numbers), rate, [times[i] for i in numbers]
