@@ -15,6 +15,7 @@ from .container import (
     read_audio,
 )
 from .entropy import decode_symbols, encode_symbols
+from .video import GaussianFile, open
 
 __all__ = [
     "Audio",
@@ -22,6 +23,7 @@ __all__ = [
     "ContainerReader",
     "ContainerWriter",
     "DamagedFileError",
+    "GaussianFile",
     "Gop",
     "Header",
     "Report",
@@ -30,5 +32,6 @@ __all__ = [
     "encode_symbols",
     "frame_hash",
     "mux_audio",
+    "open",
     "read_audio",
 ]

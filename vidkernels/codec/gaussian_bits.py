@@ -18,7 +18,7 @@ from .entropy import decode_symbols, encode_symbols
 
 ATTRIBUTES = 8
 _POSITION_LIMIT = 1 << 24
-_KEY_CLASSES, _CHANGE_CLASSES = 4, 3
+_KEY_CLASSES, _CHANGE_CLASSES = 4, 2
 
 
 def z_order(positions: np.ndarray, quanta_per_cell: int) -> np.ndarray:
@@ -97,7 +97,7 @@ def decode_change(data: memoryview, before: np.ndarray) -> np.ndarray:
 def _activity_contexts(before: np.ndarray):
     """For the even places, then the odd ones: (the places, f(active so far) -> uint8 contexts)."""
     was = np.abs(before).sum(1, dtype=np.int64)
-    own = np.minimum(was, 2)  # 0, 1, or more
+    own = np.minimum(was, 1)
     around = np.zeros(len(was) + 2, np.int64)
     around[1:-1] = was > 0
     around = around[:-2] + around[2:]  # 0..2 of the two neighbours
@@ -115,7 +115,7 @@ def _activity_contexts(before: np.ndarray):
 
 def _change_contexts(before: np.ndarray) -> np.ndarray:
     size = np.abs(before.astype(np.int64))
-    kind = (size > 0).astype(np.int64) + (size > 2)
+    kind = (size > 0).astype(np.int64)
     return (np.arange(ATTRIBUTES)[:, None] * _CHANGE_CLASSES + kind.T).astype(np.uint8).reshape(-1)
 
 

@@ -198,8 +198,7 @@ class Plan:
         if self.bytes is not None:
             off = spent / max(1.0, due) - 1
         elif self.psnr is not None and psnr is not None:
-            off = self.psnr - psnr
-            off = -off
+            off = psnr - self.psnr
         else:
             return self
         return replace(self, price=min(0.1, max(1e-5, self.price * math.exp(max(-0.3, min(0.3, off))))))

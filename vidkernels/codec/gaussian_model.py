@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..functional.splatting.decode import decode_splats
-from .gaussian_bits import ATTRIBUTES, decode_change, decode_key, encode_change, encode_key, pack, unpack
+from .gaussian_bits import ATTRIBUTES, decode_change, decode_key, pack, unpack
 
 QUANTA_LOG2 = (-2, -2, -4, -4, -4, -7, -6, -6)
 _MOST = 1 << 22
@@ -70,15 +70,9 @@ def rgb(colors: torch.Tensor) -> torch.Tensor:
     return torch.stack([(y + co) - cg, y + cg, (y - co) - cg], 1)
 
 
-def encode_gop(frames: list[np.ndarray]) -> bytes:
-    """The integers [N, 8] of each frame; the first one is the key frame."""
-    parts = [len(frames[0]).to_bytes(4, "little"), encode_key(frames[0])]
-    before = np.zeros_like(frames[0])
-    for last, now in zip(frames, frames[1:], strict=False):
-        change = now - last
-        parts.append(encode_change(change, before))
-        before = change
-    return pack(*parts)
+def join_gop(count: int, frames: list[bytes]) -> bytes:
+    """A GOP of `count` Gaussians from its coded key frame and changes."""
+    return pack(count.to_bytes(4, "little"), *frames)
 
 
 def decode_gop(data: memoryview, frames: int) -> Iterator[np.ndarray]:

@@ -1,0 +1,295 @@
+"""The Gaussian codec: a video fitted by 2D Gaussians that live from frame to frame, in a `.vkv` file.
+
+Each group of pictures holds a key frame and the changes of its Gaussians (gaussian_fit.py fits them, gaussian_bits.py
+codes them); decoding is exact (gaussian_model.py). `fit` and `resume` follow vidkernels/codec/protocol.py: all
+decisions depend on what the state file holds, never on the clock after the start, so that an interrupted fit goes on
+to the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Generator
+from dataclasses import asdict
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .. import _check
+from .audio import read_audio
+from .container import Color, ContainerWriter, Header, frame_hash
+from .gaussian_bits import encode_change, encode_key
+from .gaussian_fit import Moments, Plan, fit_change, fit_key
+from .gaussian_model import Grid, join_gop
+from .protocol import Goal, Progress, Source, read_source, state_path
+
+NAME = "gaussian"
+_GOP = 66
+_SEED = 0
+_SAVE_EVERY = 5.0  # seconds
+_PIXELS_PER_GAUSSIAN = 30.0
+_KEY_SHARE = 0.3  # of the bytes, at most, for key frames
+_KEY_BYTES = 6.0  # of one Gaussian
+
+
+class _Clip:
+    """The frames of a source, decoded a stretch at a time, and their times."""
+
+    def __init__(self, source: Source):
+        self.source = source
+        self.numbers: range = range(0)
+
+        def first(count):
+            self.numbers = range(count)
+            return [0]
+
+        frames, self.rate, _ = read_source(source, first)
+        self.size = (int(frames.shape[1]), int(frames.shape[2]))
+        self._begin, self._frames = 0, frames
+        self.seconds: list[float] = []
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def load(self, begin: int, end: int) -> None:
+        self._frames, _, seconds = read_source(self.source, lambda count: range(begin, end))
+        self._begin, self.seconds = begin, seconds
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        return self._frames[i - self._begin]
+
+
+def fit(source: Source, out: Path, goal: Goal, *, gop: int | None) -> Generator[Progress, None, Source]:
+    """Fit `source` and write `out`; see protocol.py."""
+    began = time.monotonic()
+    out = Path(out)
+    clip = _Clip(Source(Path(os.path.abspath(source.path)), source.start, source.end, source.size))
+    gop = min(gop or _GOP, len(clip))
+    grid = Grid(*clip.size)
+    clip.load(0, min(gop, len(clip)))
+    plan = _plan(clip, grid, goal, gop)
+    return (yield from _Run(clip, out, grid, gop, plan, began).work())
+
+
+def resume(state: Path) -> Generator[Progress, None, Source]:
+    """Go on from a state file; see protocol.py."""
+    began = time.monotonic()
+    run = _Run.load(Path(state), began)
+    return (yield from run.work())
+
+
+def _plan(clip: _Clip, grid: Grid, goal: Goal, gop: int) -> Plan:
+    frames, pixels = len(clip), clip.size[0] * clip.size[1]
+    keys = -(-frames // gop)
+    count = max(16, round(pixels / _PIXELS_PER_GAUSSIAN))
+    if goal.seconds is not None:
+        trial = max(16, count // 2)
+        fit_key(clip[0], grid, trial, 6, torch.Generator().manual_seed(_SEED))  # warms up
+        start = time.monotonic()
+        fit_key(clip[0], grid, trial, 24, torch.Generator().manual_seed(_SEED))
+        step = (time.monotonic() - start) / 24 * 1.35  # at twice as many Gaussians
+        steps_all = 0.85 * goal.seconds / step  # decoding, hashing and coding take the rest
+        steps = max(4, round(0.9 * steps_all / frames))
+        key_steps = max(40, round(min(steps_all * 0.1 / keys, 1200)))
+        return Plan(count, key_steps, min(steps, 400), price=0.001)
+    if goal.bytes is not None:
+        affordable = int(_KEY_SHARE * goal.bytes / keys / _KEY_BYTES)
+        return Plan(max(16, min(count, affordable)), 600, 80, price=0.004, bytes=goal.bytes)
+    density = 10 ** ((goal.psnr - 35) / 11)  # a first guess; the price does the rest
+    return Plan(max(16, round(count * min(8.0, density))), 600, 80, price=0.002, psnr=goal.psnr)
+
+
+class _Run:
+    """A fit in progress: what is done, and what the next frame needs."""
+
+    def __init__(self, clip: _Clip, out: Path, grid: Grid, gop: int, plan: Plan, began: float, spent: float = 0.0):
+        self.clip, self.out, self.grid, self.gop, self.plan = clip, out, grid, gop, plan
+        self.began, self.spent_before = began - spent, spent
+        self.gops: list[dict] = []  # finished: first frame, pts, bytes, hashes
+        self.frames: list[np.ndarray] = []  # integers of the GOP in work
+        self.coded: list[bytes] = []
+        self.hashes: list[bytes] = []
+        self.moments: Moments | None = None
+        self.squares: list[float] = []  # mean squared error of each finished frame
+        self.bytes = 0
+        self.change = None
+
+    @property
+    def done(self) -> int:
+        return len(self.squares)
+
+    def psnr(self) -> float | None:
+        return float(np.mean([_decibels(s) for s in self.squares])) if self.squares else None
+
+    def progress(self) -> Progress:
+        elapsed = time.monotonic() - self.began
+        return Progress(self.done, len(self.clip), self.done, len(self.gops), self.psnr(), self.bytes, elapsed)
+
+    def work(self) -> Generator[Progress, None, Source]:
+        saved = time.monotonic()
+        self.save()
+        try:
+            while self.done < len(self.clip):
+                first = len(self.gops) * self.gop
+                last = min(first + self.gop, len(self.clip))
+                self.clip.load(first, last)
+                while self.done < last:
+                    self.frame(self.done, first)
+                    yield self.progress()
+                    if time.monotonic() - saved > _SAVE_EVERY:
+                        self.save()
+                        saved = time.monotonic()
+                self.close_gop(first)
+            self.write()
+        except BaseException:
+            self.save()
+            raise
+        state_path(self.out).unlink(missing_ok=True)
+        yield self.progress()
+        return self.clip.source
+
+    def frame(self, i: int, first: int) -> None:
+        target = self.clip[i]
+        if i == first:
+            generator = torch.Generator().manual_seed(_SEED + i)
+            q, self.moments = fit_key(target, self.grid, self.plan.count, self.plan.key_steps, generator)
+            self.coded.append(encode_key(q))
+            before = np.zeros_like(q)
+        else:
+            last, before = self.frames[-1], self.change
+            q = fit_change(last, self.moments, target, self.grid, self.plan.steps, self.plan.price)
+            self.coded.append(encode_change(q - last, before))
+            before = q - last
+        self.bytes += len(self.coded[-1])
+        self.change = before
+        picture = self.grid.draw(self.grid.values(q))
+        self.squares.append(float(((picture.double() - target.double()) / 255).square().mean()))
+        if not math.isfinite(float(self.moments.variance.sum())):
+            _check.fail("fit", f"the fit diverged at frame {i}; the frames before it are kept in the state.",
+                        error=FloatingPointError)  # fmt: skip
+        self.frames.append(q)
+        self.hashes.append(frame_hash(picture))
+        due = 0.0
+        if self.plan.bytes is not None:
+            keys = -(-len(self.clip) // self.gop)
+            key = self.plan.count * _KEY_BYTES
+            each = (self.plan.bytes * 0.98 - 600 - key * keys) / max(1, len(self.clip) - keys)
+            due = key * (len(self.gops) + 1) + each * (self.done - len(self.gops) - 1)
+            due += each * 4  # a few frames' worth of slack
+            self.plan = self.plan.steered(self.bytes + int(each * 4), due, None)
+        else:
+            self.plan = self.plan.steered(0, 0.0, self.psnr())
+
+    def close_gop(self, first: int) -> None:
+        data = join_gop(self.frames[0].shape[0], self.coded)
+        self.gops.append({"first": first, "seconds": self.clip.seconds, "data": data, "hashes": self.hashes})
+        self.bytes = sum(len(g["data"]) for g in self.gops)
+        self.frames, self.coded, self.hashes, self.moments, self.change = [], [], [], None, None
+
+    def write(self) -> None:
+        seconds = [s for g in self.gops for s in g["seconds"]]
+        rate = self.clip.rate
+        even = all(abs(s - seconds[0] - i / rate) < 0.25 / rate for i, s in enumerate(seconds))
+        base = 1 / rate if even else Fraction(1, 90_000)
+        pts = list(range(len(seconds))) if even else [round((s - seconds[0]) / base) for s in seconds]
+        config = {"quanta_log2": list(self.grid.quanta_log2)}
+        header = Header(NAME, self.grid.width, self.grid.height, base, config, color=_color(self.clip.source.path),
+                        exact=True)  # fmt: skip
+        with ContainerWriter(self.out, header) as writer:
+            for g in self.gops:
+                n = len(g["hashes"])
+                writer.add_gop(g["first"], pts[g["first"] : g["first"] + n], {0: g["data"]}, g["hashes"])
+            whole = self.clip.source.start is None and self.clip.source.end is None
+            audio = read_audio(self.clip.source.path) if whole else None
+            if audio is not None:
+                writer.set_audio(audio)
+
+    # ---- the state file: safetensors, whole or not at all
+
+    def save(self) -> None:
+        from safetensors.numpy import save
+
+        source = self.clip.source
+        facts = {
+            "version": 1, "path": str(source.path), "start": source.start, "end": source.end, "size": source.size,
+            "out": str(self.out), "gop": self.gop, "plan": asdict(self.plan), "quanta_log2": self.grid.quanta_log2,
+            "spent": time.monotonic() - self.began, "squares": self.squares, "bytes": self.bytes,
+            "gops": [{"first": g["first"], "seconds": g["seconds"]} for g in self.gops],
+            "moment_steps": self.moments.steps if self.moments else 0,
+        }  # fmt: skip
+        arrays = {}
+        for k, g in enumerate(self.gops):
+            arrays[f"data{k}"] = np.frombuffer(g["data"], np.uint8)
+            arrays[f"hashes{k}"] = np.frombuffer(b"".join(g["hashes"]), np.uint8)
+        if self.frames:
+            arrays["frames"] = np.stack(self.frames[-2:])  # the last one and its change
+            arrays["lengths"] = np.array([len(c) for c in self.coded])
+            arrays["coded"] = np.frombuffer(b"".join(self.coded), np.uint8)
+            arrays["hashes"] = np.frombuffer(b"".join(self.hashes), np.uint8)
+            arrays["mean"], arrays["variance"] = self.moments.mean.numpy(), self.moments.variance.numpy()
+        path = state_path(self.out)
+        part = path.with_name(path.name + ".part")
+        with open(part, "wb") as file:
+            file.write(save(arrays, {"facts": json.dumps(facts)}))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+
+    @classmethod
+    def load(cls, path: Path, began: float) -> _Run:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), "np") as file:
+                facts = json.loads((file.metadata() or {})["facts"])
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if facts["version"] != 1:
+                raise ValueError(f"version {facts['version']}")
+            size = facts["size"]
+            source = Source(Path(facts["path"]), facts["start"], facts["end"], tuple(size) if type(size) is list else size)
+            clip = _Clip(source)
+            grid = Grid(*clip.size, tuple(facts["quanta_log2"]))
+            out = path.with_suffix("")
+            run = cls(clip, out, grid, facts["gop"], Plan(**facts["plan"]), began, facts["spent"])
+            run.squares, run.bytes = facts["squares"], facts["bytes"]
+            for k, g in enumerate(facts["gops"]):
+                run.gops.append({**g, "data": arrays[f"data{k}"].tobytes(), "hashes": _cut(arrays[f"hashes{k}"], 8)})
+            if "frames" in arrays:
+                run.frames = list(arrays["frames"])
+                run.hashes = _cut(arrays["hashes"], 8)
+                run.coded = _cut(arrays["coded"], arrays["lengths"].tolist())
+                mean, variance = (torch.from_numpy(arrays[k].copy()) for k in ("mean", "variance"))
+                run.moments = Moments(mean, variance, facts["moment_steps"])
+                a = run.frames
+                run.change = a[-1] - a[-2] if len(a) > 1 else np.zeros_like(a[-1])
+        except (KeyError, TypeError, ValueError, SafetensorError) as error:
+            if isinstance(error, ValueError) and "\n" in str(error):
+                raise
+            _check.fail("resume", f"{path} is not a state that can be resumed: {error}.")
+        return run
+
+
+def _cut(array: np.ndarray, sizes: int | list[int]) -> list[bytes]:
+    data, parts, at = array.tobytes(), [], 0
+    for size in [sizes] * (len(data) // sizes) if isinstance(sizes, int) else sizes:
+        parts.append(data[at : at + size])
+        at += size
+    return parts
+
+
+def _decibels(square: float) -> float:
+    return 10 * math.log10(1 / max(square, 1e-10))
+
+
+def _color(path: Path) -> Color:
+    import av
+
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0].codec_context
+        return Color(int(stream.color_primaries or 2), int(stream.color_trc or 2), int(stream.colorspace or 2),
+                     int(stream.color_range or 0) == 2)  # fmt: skip

@@ -1,0 +1,131 @@
+"""An opened `.vkv` file as a sequence of frames."""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator
+from fractions import Fraction
+
+import torch
+
+from .. import _check
+from .container import Audio, ContainerReader, Gop, Report
+from .errors import damaged
+from .gaussian_model import Grid, decode_gop
+
+_KEPT_GOPS = 2
+
+
+def open(path: str | os.PathLike) -> GaussianFile:
+    """Open a `.vkv` file: frames by index, slice and time, as uint8 tensors.
+
+    Args:
+        path: the file.
+    Returns:
+        video: len(video) frames; video[i] is [H, W, 3], video[a:b] is [T, H, W, 3], video.at(seconds) a moment.
+    Raises:
+        ValueError: not a .vkv file, damaged (with the place), made by a newer version, or of a model that this version
+            does not know.
+    Example:
+        >>> from vidkernels.codec import open
+        >>> open("clip.vkv")[10].shape  # doctest: +SKIP
+        torch.Size([720, 1280, 3])
+    """
+    reader = ContainerReader(path)
+    if reader.header.model != "gaussian":
+        reader.close()
+        _check.fail("open", f"{path} holds a model {reader.header.model!r} that this version cannot draw.",
+                    "it needs a newer vidkernels.")  # fmt: skip
+    return GaussianFile(reader)
+
+
+class GaussianFile:
+    """A Gaussian video in a file. The Gaussians of a GOP are decoded when one of its frames is asked for."""
+
+    model = "gaussian"
+
+    def __init__(self, reader: ContainerReader):
+        self.reader = reader
+        self.size = (reader.header.height, reader.header.width)
+        self.bytes = reader.end
+        self._gops: OrderedDict[int, list[torch.Tensor]] = OrderedDict()
+        try:
+            self.grid = Grid.from_config(reader.header.config, self.size)
+        except ValueError as error:
+            reader.close()
+            _check.fail("open", f"{reader.path}: {error}.")
+
+    def __len__(self) -> int:
+        return self.reader.frames
+
+    @property
+    def fps(self) -> Fraction:
+        return Fraction(len(self), 1) / self.reader.duration
+
+    @property
+    def audio(self) -> Audio | None:
+        return self.reader.audio()
+
+    def __getitem__(self, key: int | slice) -> torch.Tensor:
+        if isinstance(key, slice):
+            chosen = range(*key.indices(len(self)))
+            return torch.stack([self[i] for i in chosen]) if chosen else torch.empty(0, *self.size, 3, dtype=torch.uint8)
+        if not -len(self) <= key < len(self):
+            raise IndexError(f"frame {key} of a video of {len(self)}")
+        return self.grid.draw(self.gaussians(key % len(self)))
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for i in range(len(self)):
+            yield self[i]
+
+    def at(self, seconds: float, size: tuple[int, int] | None = None) -> torch.Tensor:
+        """The picture [H, W, 3] at a time from the first frame on, at any size (height, width): between two frames of a
+        GOP, the Gaussians are half way, too."""
+        if not 0 <= seconds <= self.reader.duration:
+            _check.fail("at", f"expected a time from 0 to {float(self.reader.duration):g} seconds.", seconds=seconds)
+        i = min(self.reader.frame_of_time(seconds), len(self) - 1)
+        gop = self.reader.gop_of_frame(i)
+        times = self.reader.pts(gop)
+        ticks = Fraction(seconds) / self.reader.header.time_base + int(self.reader.pts(0)[0])
+        k = max(0, bisect_right(times.tolist(), ticks) - 1)
+        now = self.gaussians(gop.first_frame + k)
+        if k + 1 < len(times):
+            share = float((ticks - int(times[k])) / int(times[k + 1] - times[k]))
+            if share > 0:
+                now = torch.lerp(now, self.gaussians(gop.first_frame + k + 1), share)
+        return self.grid.draw(now, size)
+
+    def gaussians(self, frame: int) -> torch.Tensor:
+        """[N, 8] float32 of a frame: x, y, l11, l21, l22 in pixels, Y, Co, Cg. Row i is the same Gaussian throughout a
+        GOP."""
+        gop = self.reader.gop_of_frame(frame)
+        if gop.number not in self._gops:
+            self._gops[gop.number] = list(self._decoded(gop, self.reader.read(gop)))
+            while len(self._gops) > _KEPT_GOPS:
+                self._gops.popitem(last=False)
+        self._gops.move_to_end(gop.number)
+        return self._gops[gop.number][frame - gop.first_frame]
+
+    def _decoded(self, gop: Gop, data: memoryview) -> Iterator[torch.Tensor]:
+        try:
+            for q in decode_gop(data, gop.frames):
+                yield self.grid.values(q)
+        except ValueError as error:
+            first = int(self.reader.index.gops[gop.number]["first_layer"])
+            place = int(self.reader.index.layers[first]["offset"])
+            damaged(self.reader.path, place, "LAYR", str(error).splitlines()[0])
+
+    def verify(self) -> Report:
+        """Check every byte, and every frame against its hash."""
+        return self.reader.verify(lambda gop, layers: map(self.grid.draw, self._decoded(gop, layers[0])))
+
+    def close(self) -> None:
+        self.reader.close()
+
+    def __enter__(self) -> GaussianFile:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
