@@ -40,6 +40,7 @@ def encode_symbols(
     Returns:  the stream; its length is what it costs, tables included.
     Raises:   ValueError: wrong shapes or types.
     Backends: cpu, reference (numpy). The same bytes from both.
+    Source:   asymmetric numeral systems: Duda 2013, arXiv:1311.2540; interleaving: Giesen 2014, arXiv:1402.3392.
     Example:  >>> import numpy as np
               >>> values = np.array([0, 0, 1, -1, 0, 2, 0, 100000, 0], np.int32)
               >>> data = encode_symbols(values)
