@@ -133,7 +133,7 @@ def _decode(data: memoryview, count: int, table_of: np.ndarray | None, backend: 
     values += _of(low.astype(np.int32), table_of)
     outside = np.flatnonzero(tokens >= _of(n.astype(np.uint8), table_of))
     rows = 0 if table_of is None else table_of[outside]
-    kind = tokens[outside] - n[rows]
+    kind = tokens[outside].astype(np.int64) - n[rows]
     raw_widths = np.broadcast_to(_of(shift, table_of), count) if shift.any() else np.zeros(0, np.int64)
     fields = unpack_fields(data[at:], np.concatenate([raw_widths, kind >> 1])).astype(np.int64)
     cut = len(raw_widths)
