@@ -8,6 +8,7 @@ import resource
 import struct
 import subprocess
 import sys
+import tempfile
 import warnings
 import zlib
 from dataclasses import replace
@@ -17,6 +18,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vidkernels.codec import (
     Audio,
@@ -327,6 +330,47 @@ def test_wrong_gops_are_refused(tmp_path, arguments, message):
     with ContainerReader(tmp_path / "x.vkv") as r:
         assert r.verify(vkv.decode).ok
         assert len(r.gops) == 2
+
+
+def test_a_layer_that_is_no_bytes_leaves_nothing_behind(tmp_path):
+    writer = ContainerWriter(tmp_path / "x.vkv", vkv.HEADER)
+    with pytest.raises(TypeError):
+        writer.add_gop(0, [0], [b"fine", "text"])
+    writer.add_gop(0, [0], [np.arange(3, dtype=np.int16)])  # anything that lends its bytes will do
+    writer.close()
+    with ContainerReader(tmp_path / "x.vkv") as r:
+        assert bytes(r.read(0)) == b"\0\0\1\0\2\0"
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        ContainerWriter.append(tmp_path / "y.vkv")
+
+
+STEPS = st.lists(st.integers(1, 1 << 31) | st.just(40), min_size=1, max_size=6)
+LAYERS = st.lists(st.binary(max_size=50), min_size=1, max_size=4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(STEPS, LAYERS), max_size=6), st.integers(-(1 << 40), 1 << 40), st.integers(0, 6))
+def test_any_gops_come_back(gops, start, cut):
+    """In one go or with an append after `cut` GOPs."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, frames, times = Path(folder) / "x.vkv", 0, []
+        writer = ContainerWriter(path, Header("m", 2, 2, Fraction(1, 1000), hash_bytes=0))
+        for number, (steps, layers) in enumerate(gops):
+            if number == cut:
+                writer.close()
+                writer = ContainerWriter.append(path)
+            pts = np.cumsum(steps) + start
+            writer.add_gop(frames, pts, layers)
+            start, frames = int(pts[-1]), frames + len(steps)
+            times.append(pts)
+        writer.close()
+        with ContainerReader(path) as r:
+            assert r.verify().frames == frames
+            for (_, layers), pts, gop in zip(gops, times, r.gops, strict=True):
+                assert [bytes(v) for v in r.read_layers(gop)] == layers
+                assert np.array_equal(r.pts(gop), pts)
+                shown = [r.frame_of_time(int(t) * r.header.time_base) for t in pts]
+                assert shown == list(range(gop.first_frame, gop.first_frame + gop.frames))
 
 
 def test_a_gop_without_layers_is_refused_at_the_end(tmp_path):

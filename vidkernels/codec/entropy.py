@@ -40,6 +40,7 @@ def encode_symbols(
     Returns:  the stream; its length is what it costs, tables included.
     Raises:   ValueError: wrong shapes or types.
     Backends: cpu, reference (numpy). The same bytes from both.
+    Source:   asymmetric numeral systems: Duda 2013, arXiv:1311.2540; interleaving: Giesen 2014, arXiv:1402.3392.
     Example:  >>> import numpy as np
               >>> values = np.array([0, 0, 1, -1, 0, 2, 0, 100000, 0], np.int32)
               >>> data = encode_symbols(values)
@@ -60,15 +61,16 @@ def encode_symbols(
         table.write(head)
     freqs = np.stack([table.freqs(bits) for table in tables])
 
-    low, n, shift = _ranges(tables, table_of)
-    cut = _cut_bits(shift, len(values))
-    raw = (values & (np.int64(1) << shift) - 1)[:cut]
-    values = values >> shift
-    tokens = values - low
-    outside = np.flatnonzero((tokens < 0) | (tokens >= n))
-    pick = (lambda x: x) if table_of is None else (lambda x: x[outside])
-    extra, beyond, widths = escape_of(values[outside], pick(low), pick(n))
-    tokens[outside] = pick(n) + extra
+    low, n, shift = _columns(tables)
+    raw = raw_widths = np.zeros(0, np.int64)
+    if shift.any():
+        raw_widths = np.broadcast_to(_of(shift, table_of), len(values))
+        raw, values = values & (np.int64(1) << raw_widths) - 1, values >> raw_widths
+    tokens = values - _of(low, table_of)
+    outside = np.flatnonzero(tokens.view(np.uint64) >= _of(n.astype(np.uint64), table_of))  # below the range wraps
+    rows = 0 if table_of is None else table_of[outside]
+    extra, beyond, widths = escape_of(values[outside], low[rows], n[rows])
+    tokens[outside] = n[rows] + extra
     tokens = tokens.astype(np.uint8)
     expected = _expected_bits(tokens, table_of, freqs, bits)
     lanes = _WIDE if expected >= _WIDE_FROM else 1
@@ -78,8 +80,7 @@ def encode_symbols(
     packed = head.to_bytes()
     start = bytes([(bits - 12) | (0, 1, _WIDE).index(lanes) << 2, count - 1])
     lengths = pack_varint(len(packed)) + pack_varint(len(words) // 2)
-    widths = np.concatenate([np.broadcast_to(shift, len(values))[:cut], widths])
-    fields = pack_fields(np.concatenate([raw, beyond]), widths)
+    fields = pack_fields(np.concatenate([raw, beyond]), np.concatenate([raw_widths, widths]))
     return b"".join([start, lengths, packed, states.astype("<i4").tobytes(), words, fields])
 
 
@@ -127,30 +128,24 @@ def _decode(data: memoryview, count: int, table_of: np.ndarray | None, backend: 
     at += 4 * lanes
     tokens = rans_decode(states, data[at : at + 2 * words], table_of, freqs, bits, count, backend)
     at += 2 * words
-    if at == len(data) and all(_plain(table) for table in tables):
-        values = tokens.astype(np.int32)  # the common case, in half the memory and a fraction of the time
-        bottoms = np.array([table.low for table in tables], np.int32)
-        values += bottoms[0] if table_of is None else bottoms[table_of]
-        return values
-    low, n, shift = _ranges(tables, table_of)
-    values = tokens + low
-    outside = np.flatnonzero(tokens >= n)
-    pick = (lambda x: x) if table_of is None else (lambda x: x[outside])
-    kind = tokens[outside] - pick(n)
-    widths = kind >> 1
-    cut = _cut_bits(shift, count)
-    fields = unpack_fields(data[at:], np.concatenate([np.broadcast_to(shift, count)[:cut], widths])).astype(np.int64)
-    excess = (np.int64(1) << widths) - 1 + fields[cut:]
-    values[outside] = np.where(kind & 1, pick(low) - 1 - excess, pick(low) + pick(n) + excess)
-    _fits(values)
+    low, n, shift = _columns(tables)
+    values = tokens.astype(np.int32)  # 32 bits all the way: what an escape makes wrap here is replaced below
+    values += _of(low.astype(np.int32), table_of)
+    outside = np.flatnonzero(tokens >= _of(n.astype(np.uint8), table_of))
+    rows = 0 if table_of is None else table_of[outside]
+    kind = tokens[outside].astype(np.int64) - n[rows]
+    raw_widths = np.broadcast_to(_of(shift, table_of), count) if shift.any() else np.zeros(0, np.int64)
+    fields = unpack_fields(data[at:], np.concatenate([raw_widths, kind >> 1])).astype(np.int64)
+    cut = len(raw_widths)
+    excess = (np.int64(1) << (kind >> 1)) - 1 + fields[cut:]
+    exact = np.where(kind & 1, low[rows] - 1 - excess, low[rows] + n[rows] + excess)
+    _fits(exact)
+    values[outside] = exact
     if cut:
-        values = (values << shift) + fields[:cut]
-        _fits(values)
-    return values.astype(np.int32)
-
-
-def _plain(table: Table) -> bool:
-    return not table.escapes and not table.shift and table.low + table.n <= 1 << 31
+        exact = (values.astype(np.int64) << raw_widths) + fields[:cut]
+        _fits(exact)
+        values = exact.astype(np.int32)
+    return values
 
 
 def _fits(values: np.ndarray) -> None:
@@ -158,15 +153,14 @@ def _fits(values: np.ndarray) -> None:
         raise ValueError("a symbol has more than 32 bits")
 
 
-def _ranges(tables: list[Table], table_of: np.ndarray | None):
-    """(low, n, shift) of each symbol's table, int64; plain numbers if there is one table."""
-    columns = np.array([(table.low, table.n, table.shift) for table in tables], np.int64)
-    return columns[0] if table_of is None else columns.T[:, table_of]
+def _columns(tables: list[Table]) -> np.ndarray:
+    """[3, tables] int64: low, n and shift."""
+    return np.array([(table.low, table.n, table.shift) for table in tables], np.int64).T
 
 
-def _cut_bits(shift: np.ndarray, count: int) -> int:
-    """How many symbols have a field of raw low bits: all or, if no table cuts any off, none."""
-    return count if np.any(shift) else 0
+def _of(column: np.ndarray, table_of: np.ndarray | None):
+    """The value of each symbol's table; one number if there is one table."""
+    return column[0] if table_of is None else column[table_of]
 
 
 def _histograms(values: np.ndarray, table_of: np.ndarray | None, count: int):

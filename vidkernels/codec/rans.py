@@ -11,6 +11,7 @@ from .. import _native
 from .._check import fail
 
 LOW = 1 << 16
+_LENDS_READ_ONLY = np.lib.NumpyVersion(np.__version__) >= "2.1.0"  # before, DLPack could not say "read-only"
 MAX_BITS = 14
 
 
@@ -22,6 +23,13 @@ def _kernel(name: str, backend: str | None):
     if backend == "cpu" and found is None:
         fail(name, f"no compiled kernel: {_native.why_missing('_C')}", error=RuntimeError)
     return found
+
+
+def _lent(array: np.ndarray | None) -> np.ndarray | None:
+    """The array in a form that the kernel can borrow."""
+    if array is None:
+        return None
+    return np.ascontiguousarray(array) if _LENDS_READ_ONLY or array.flags.writeable else array.copy()
 
 
 def rans_encode(
@@ -46,7 +54,7 @@ def rans_encode(
     kernel, states = _kernel("rans_encode", backend), np.empty(lanes, np.int32)
     if kernel is not None:
         words = np.empty(2 * len(symbols), np.uint8)
-        written = kernel(symbols, contexts, freqs, bits, states, words)
+        written = kernel(_lent(symbols), _lent(contexts), _lent(freqs), bits, states, words)
         return states, words[len(words) - 2 * written :].tobytes()
     _check_tables(freqs, bits)
     starts = np.cumsum(freqs, 1, dtype=np.int64) - freqs
@@ -87,7 +95,7 @@ def rans_decode(
         fail("rans_decode", "damaged stream: an odd number of bytes.", bytes=len(data))
     if kernel is not None:
         symbols = np.empty(count, np.uint8)
-        whole = kernel(data, np.ascontiguousarray(states), contexts, freqs, bits, symbols)
+        whole = kernel(_lent(data), _lent(states), _lent(contexts), _lent(freqs), bits, symbols)
     else:
         _check_tables(freqs, bits)
         symbols, whole = _decode_numpy(states, data.view("<u2"), contexts, freqs, bits, count)

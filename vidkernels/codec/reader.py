@@ -28,7 +28,7 @@ _TAILS_TRIED = 4096
 def frame_hash(frame: torch.Tensor | np.ndarray, size: int = 8) -> bytes:
     """First `size` bytes of the SHA-256 of a decoded frame [H, W, 3] uint8: its height and width as two
     little-endian 32-bit numbers, then its bytes row by row."""
-    pixels = np.ascontiguousarray(frame.numpy() if isinstance(frame, torch.Tensor) else frame)
+    pixels = np.ascontiguousarray(frame.detach().cpu().numpy() if isinstance(frame, torch.Tensor) else frame)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         fail("frame_hash", "expected a frame [H, W, 3] of uint8.", shape=pixels.shape, dtype=pixels.dtype)
     digest = hashlib.sha256(struct.pack("<II", *pixels.shape[:2]))

@@ -78,7 +78,7 @@ class Table:
             return cls(0, 0)
         zigzag = bits.take(bits.take(6))
         low = zigzag >> 1 if zigzag % 2 == 0 else -(zigzag + 1 >> 1)
-        if not -(1 << 31) <= low < 1 << 31:
+        if not -(1 << 31) <= low <= (1 << 31) - n:
             raise ValueError("a table lies outside the 32-bit integers")
         shift, count = (bits.take(width) if bits.take(1) else 0 for width in (5, 7))
         if count > ESCAPES:

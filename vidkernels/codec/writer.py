@@ -60,6 +60,8 @@ class ContainerWriter:
         Everything new goes behind the old trailer, so until `close` has written the new one a reader finds the old
         index; what an interrupted append left behind is dropped here. One writer at a time.
         """
+        if not os.path.isfile(path):
+            fail("ContainerWriter.append", "no such file.", path=str(path), error=FileNotFoundError)
         self = cls.__new__(cls)
         self.path, self._temporary = Path(path), None
         file = open(path, "r+b", buffering=0)  # noqa: SIM115  (closed by close or abort)
@@ -117,9 +119,9 @@ class ContainerWriter:
                   end_pts: when the last frame ends; None: after as long a time as the frame before it took.
                   hash_layers: with how many layers the hashed frames were decoded; None: all of `chunks`.
         """
-        layers = [chunks[i] for i in range(len(chunks))] if _dense(chunks) else fail(
-            "ContainerWriter.add_gop", "expected layers 0, 1, ... without gaps.", layers=list(chunks)[:10]
-        )  # fmt: skip
+        if isinstance(chunks, Mapping) and set(chunks) != set(range(len(chunks))):
+            fail("ContainerWriter.add_gop", "expected layers 0, 1, ... without gaps.", layers=list(chunks)[:10])
+        layers = [memoryview(chunks[i]).cast("B") for i in range(len(chunks))]
         times = np.asarray(list(pts) if not isinstance(pts, np.ndarray) else pts)
         hashes = [bytes(h) for h in hashes or ()]
         self._check_gop(first_frame, times, hashes, len(layers))
@@ -271,10 +273,6 @@ class ContainerWriter:
 
     def _sync(self) -> None:
         os.fsync(self._file.fileno())
-
-
-def _dense(chunks: Mapping[int, bytes] | Sequence[bytes]) -> bool:
-    return not isinstance(chunks, Mapping) or set(chunks) == set(range(len(chunks)))
 
 
 def _lock(file: BinaryIO, path: Path) -> None:
