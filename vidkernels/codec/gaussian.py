@@ -98,10 +98,12 @@ def _plan(clip: _Clip, grid: Grid, goal: Goal, gop: int) -> Plan:
         key_steps = max(40, round(min(steps_all * 0.1 / keys, 1200)))
         return Plan(count, key_steps, min(steps, 400), price=0.001)
     if goal.bytes is not None:
+        bits = 8 * goal.bytes / (frames * pixels)
+        suits = round(pixels / 77 * (bits / 0.11) ** 1.25)  # measured on one clip; the price does the rest
         affordable = int(_KEY_SHARE * goal.bytes / keys / _KEY_BYTES)
-        return Plan(max(16, min(count, affordable)), 600, 80, price=0.004, bytes=goal.bytes)
-    density = 10 ** ((goal.psnr - 35) / 11)  # a first guess; the price does the rest
-    return Plan(max(16, round(count * min(8.0, density))), 600, 80, price=0.002, psnr=goal.psnr)
+        return Plan(max(16, min(suits, affordable)), 800, 100, price=0.001, bytes=goal.bytes)
+    density = 10 ** ((goal.psnr - 37) / 9)  # measured on one clip; the price does the rest
+    return Plan(max(16, round(count * min(8.0, density))), 800, 100, price=0.001, psnr=goal.psnr)
 
 
 class _Run:
