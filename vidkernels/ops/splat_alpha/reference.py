@@ -107,7 +107,7 @@ def splat_alpha(
 
 
 def _row(background, b):
-    return background if background.dim() == 1 else background[b]
+    return background if background.dim() == 1 else background[b if background.shape[0] > 1 else 0]
 
 
 def splat_alpha_backward(
