@@ -7,9 +7,11 @@
 //   sigma(p) = (a dx^2 + c dy^2) / 2 + b dx dy,   d = p - mean,   (a, b, c) the inverse covariance
 //
 // Backward, S(p) taken as constant, with g = grad_image[p] and total = sum of w + 1e-4:
-//   s_i = w_i g . (colors[i] - image[p]) / total
+//   s_i = w_i (g . colors[i] - mean) / total,   mean = sum over S(p) of w_j g . colors[j] / total
 //   d colors[i] = sum_p w_i g / total        d o = sum_p s_i / o         d mean = conic * sum_p s_i d
 //   d a = -1/2 sum s dx^2      d b = -sum s dx dy     d c = -1/2 sum s dy^2, carried on to the Cholesky factor
+//
+// Where one weight makes up the total, the bracket is 1e-4 of its parts: both are summed in double.
 //
 // A Gaussian with a non-finite parameter, a shape that is not positive definite, or an opacity below 1/255 is felt
 // nowhere and gets zero gradients. Pixels that nothing reaches are 0.
@@ -43,8 +45,7 @@ struct SplatTopkForward : SplatTopk {
 
 struct SplatTopkBackward : SplatTopk {
   const float* grad_image;  // [B, H, W, C]
-  const float* image;       // [B, H, W, C] and index: what the forward pass returned
-  const int32_t* index;     // [B, H, W, K]
+  const int32_t* index;     // [B, H, W, K] what the forward pass returned
   float* grad_means;        // [N, 2]
   float* grad_shapes;       // [N, 3]
   float* grad_colors;       // [N, C]

@@ -119,7 +119,7 @@ def _extreme(g, dtype):
 
 
 def _with_grad(make, render):
-    """The backward op's arguments; `render` makes the image and the index that it is given."""
+    """The backward op's arguments; `render` makes the index that it is given."""
 
     def args(g, dtype):
         inputs = make(g, dtype)
@@ -127,7 +127,7 @@ def _with_grad(make, render):
         wide = [t.double() if isinstance(t, torch.Tensor) and t.is_floating_point() else t for t in inputs]
         image, index = render(*(wide if render is reference.splat_topk else inputs))
         grad = torch.randn(image.shape, generator=g, dtype=torch.float64).to(dtype)
-        return grad, image.to(dtype), index, means, shapes, colors, opacities, offsets, pixel_center, form
+        return grad, index, means, shapes, colors, opacities, offsets, pixel_center, form
 
     return args
 
@@ -149,9 +149,9 @@ def _bytes(means, shapes, colors, opacities, offsets, height, width, top, *rest)
     return _size(means, shapes, colors, opacities), written
 
 
-def _bytes_backward(grad_image, image, index, means, shapes, colors, opacities, *rest):
+def _bytes_backward(grad_image, index, means, shapes, colors, opacities, *rest):
     parameters = _size(means, shapes, colors, opacities)
-    return parameters + _size(grad_image, image, index), parameters
+    return parameters + _size(grad_image, index), parameters
 
 
 _THREE = ("means", "shapes", "colors")

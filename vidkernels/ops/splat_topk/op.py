@@ -23,7 +23,7 @@ def _supports(backend, means, *rest):
     return None
 
 
-def _supports_backward(backend, grad_image, image, index, means, *rest):
+def _supports_backward(backend, grad_image, index, means, *rest):
     return _supports(backend, means)
 
 
@@ -56,27 +56,27 @@ def _native(kernel, means, shapes, colors, opacities, offsets, height, width, co
 
 
 def _save(ctx, inputs, output):
-    ctx.save_for_backward(*output, *inputs[:5])
+    ctx.save_for_backward(output[1], *inputs[:5])
     ctx.vk_rest = inputs[8:10]
 
 
 def _backward(ctx, grad_image, _):
     d = splat_topk_backward(grad_image, *ctx.saved_tensors, *ctx.vk_rest, backend=ctx.vk_backend)
-    return (*d[:3], None if ctx.saved_tensors[5] is None else d[3], *[None] * 6)
+    return (*d[:3], None if ctx.saved_tensors[4] is None else d[3], *[None] * 6)
 
 
-def _fake_backward(grad_image, image, index, means, shapes, colors, opacities, offsets, pixel_center, form):
+def _fake_backward(grad_image, index, means, shapes, colors, opacities, offsets, pixel_center, form):
     return (
         *(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (means, shapes, colors)),
         means.new_empty(0 if opacities is None else means.shape[0]),
     )
 
 
-def _native_backward(kernel, grad_image, image, index, means, shapes, colors, opacities, offsets, pixel_center, form):
+def _native_backward(kernel, grad_image, index, means, shapes, colors, opacities, offsets, pixel_center, form):
     grads = [empty(tuple(t.shape), t.dtype, t.device) for t in (means, shapes, colors)]
     d_opacities = empty((0 if opacities is None else means.shape[0],), means.dtype, means.device)
     scratch = _scratch(kernel, means, backward_scratch_bytes(means.shape[0], *grad_image.shape))
-    kernel(*_dense(grad_image, image, index, means, shapes, colors, opacities, offsets), *grads,
+    kernel(*_dense(grad_image, index, means, shapes, colors, opacities, offsets), *grads,
            None if opacities is None else d_opacities, scratch, pixel_center, form == "conic")  # fmt: skip
     return *grads, d_opacities
 
@@ -102,7 +102,7 @@ splat_topk_backward = define(
     OpSpec(
         name="splat_topk_backward",
         schema=(
-            "(Tensor grad_image, Tensor image, Tensor index, Tensor means, Tensor shapes, Tensor colors, "
+            "(Tensor grad_image, Tensor index, Tensor means, Tensor shapes, Tensor colors, "
             "Tensor? opacities, Tensor? offsets, float pixel_center, str form) -> (Tensor, Tensor, Tensor, Tensor)"
         ),
         reference=reference.splat_topk_backward,

@@ -74,7 +74,7 @@ def splat_topk(means, shapes, colors, opacities, offsets, height, width, count, 
     return image, index
 
 
-def splat_topk_backward(grad_image, image, index, means, shapes, colors, opacities, offsets, pixel_center, form):
+def splat_topk_backward(grad_image, index, means, shapes, colors, opacities, offsets, pixel_center, form):
     _, height, width, _ = grad_image.shape
     d_means, d_conics, d_colors = torch.zeros_like(means), torch.zeros_like(shapes), torch.zeros_like(colors)
     weights = means.new_ones(means.shape[0]) if opacities is None else opacities
@@ -91,7 +91,8 @@ def splat_topk_backward(grad_image, image, index, means, shapes, colors, opaciti
         felt = torch.where(chosen[..., :-1].any(0).any(0)[:, None], colors[lo:hi], 0)
         total = w.sum(-1, keepdim=True) + _EPSILON
         grad = grad_image[b, rows]
-        along = (grad @ felt.T - (grad * image[b, rows]).sum(-1, keepdim=True)) / total
+        along = grad @ felt.T
+        along = (along - (w * along).sum(-1, keepdim=True) / total) / total
         s = w * along
         a, b_, c = conics.unbind(1)
         d_means[lo:hi] += torch.stack([(s * (a * dx + b_ * dy)).sum((0, 1)), (s * (b_ * dx + c * dy)).sum((0, 1))], 1)
