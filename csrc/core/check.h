@@ -101,7 +101,7 @@ class Check {
       if (tensors_[i].tensor == &t) return tensors_[i].name;
     return "?";
   }
-  static constexpr int kMaxTensors = 16;
+  static constexpr int kMaxTensors = 24;
   const char* op_;
   Named tensors_[kMaxTensors];
   int count_ = 0;
