@@ -42,7 +42,9 @@ def _spread(table: torch.Tensor, first: torch.Tensor, count: int) -> torch.Tenso
 
 def motion_eval(coefficients, times, kind):
     value, _, first = basis(times, kind, coefficients.shape[1])
-    return torch.einsum("tk,nkd->tnd", _spread(value, first, coefficients.shape[1]).to(coefficients.dtype), coefficients)
+    return torch.einsum(
+        "tk,nkd->tnd", _spread(value, first, coefficients.shape[1]).to(coefficients.dtype), coefficients
+    )
 
 
 def motion_eval_backward(grad_out, coefficients, times, kind, moments):

@@ -108,8 +108,13 @@ CASES = {
         _case("odd_sharp", _forward(1, 63, 1, eps2d=0.0), grad=_FORWARD),
         _case("empty", _forward(2, 0, 2), grad=_FORWARD),
         _case("empty_views", _forward(1, 5, 0), grad=("means", "shapes", "scales")),
-        _case("strided", lambda g, d: tuple(a.mT.contiguous().mT if isinstance(a, torch.Tensor) else a
-                                            for a in _forward(1, 37, 2)(g, d)), grad=_FORWARD),  # fmt: skip
+        _case(
+            "strided",
+            lambda g, d: tuple(
+                a.mT.contiguous().mT if isinstance(a, torch.Tensor) else a for a in _forward(1, 37, 2)(g, d)
+            ),
+            grad=_FORWARD,
+        ),  # fmt: skip
         _case("extreme", _extreme),
         _case("real_scene", _forward(1, 100_000, 1, 1280, 720, size=0.01), grad=_FORWARD, bytes=_bytes),
     ],

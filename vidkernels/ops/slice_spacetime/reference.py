@@ -27,9 +27,7 @@ def slice_spacetime(means, cholesky, times):
     q11, q21, q22 = _factor(parts)
     gain = torch.stack((l11 * l31, l21 * l31 + l22 * l32), -1) / variance[:, None]
     ahead = times[:, None] - means[:, 2]
-    flat = torch.where(
-        alive[:, None], torch.stack((l11 * q11, l21 * q11 + l22 * q21, l22 * q22), -1), cholesky[:, :3]
-    )
+    flat = torch.where(alive[:, None], torch.stack((l11 * q11, l21 * q11 + l22 * q21, l22 * q22), -1), cholesky[:, :3])
     moved = torch.where(alive[:, None], means[:, :2] + gain * ahead[..., None], means[:, :2])
     weight = torch.where(alive, (-ahead * ahead / (2 * variance)).exp(), 0.0)
     return moved, flat, weight
