@@ -17,7 +17,7 @@ _UPPER = (0, 1, 2, 4, 5, 8)  # of a flattened 3x3 matrix
 
 
 class ProjectedGaussians(NamedTuple):
-    """What `project_gaussians` returns; `radii` is 0 and everything else 0.0 for a Gaussian that a camera cannot see."""
+    """What `project_gaussians` returns: all zeros for a Gaussian that a camera cannot see."""
 
     means2d: torch.Tensor
     conics: torch.Tensor

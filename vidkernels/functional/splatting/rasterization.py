@@ -60,7 +60,7 @@ def _checked_colors(colors, means, views, sh_degree):
     tail = 1 if sh_degree is None else 2
     lead, count = means.shape[:-2], means.shape[-2]
     if colors.shape[:-tail] == (*lead, count):
-        return colors.unsqueeze(-1 - tail)
+        return colors.unsqueeze(-2 - tail)
     if colors.shape[:-tail] == (*lead, views, count):
         return colors
     axes = "[..., N, D] or [..., C, N, D]" if sh_degree is None else "[..., N, K, 3] or [..., C, N, K, 3]"
@@ -107,7 +107,7 @@ def rasterization(
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
     """Render 3D Gaussians in every camera: project, sort by depth, composite front to back. gsplat's signature.
 
-    alpha_i(p) = min(0.99, o_i exp(-sigma_i(p))), below 1/255 left out; image = sum_i c_i alpha_i prod_{j<i} (1 - alpha_j)
+    alpha_i = min(0.99, o_i exp(-sigma_i)), left out below 1/255; image = sum_i c_i alpha_i prod_{j < i} (1 - alpha_j)
     Convention: as `project_gaussians`: cameras look along +z, pixel centres at + 0.5, quaternions (w, x, y, z).
     Args:
         means: [..., N, 3]. quats: [..., N, 4]. scales: [..., N, 3]. opacities: [..., N].

@@ -67,7 +67,7 @@ def isect_tiles(
     Raises:
         ValueError: shapes that do not fit, only one of conics and opacities, keys that need more than 63 bits.
     Backends: plain torch. Deterministic: yes (a stable sort).
-    Source: Kerbl et al. 2023, arXiv 2308.04079, section 6; the exact test: minimum of a convex quadratic on a rectangle.
+    Source: Kerbl et al. 2023, arXiv 2308.04079, section 6; exact test: minimum of a convex quadratic on a rectangle.
     Example:
         >>> mean, radius = torch.tensor([[16.0, 8.0]]), torch.tensor([[4, 4]])
         >>> per, ids, flat = isect_tiles(mean, radius, torch.ones(1), 16, 2, 1)

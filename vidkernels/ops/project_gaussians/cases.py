@@ -83,6 +83,10 @@ def _extreme(g, dtype):
     return means, quats, scales, viewmats, Ks, 64, 48, 0.3, 0.05, 100.0, 0.0, "pinhole"
 
 
+def _strided(g, dtype):
+    return tuple(a.mT.contiguous().mT if isinstance(a, torch.Tensor) else a for a in _forward(1, 37, 2)(g, dtype))
+
+
 def _bytes(means, shapes, scales, viewmats, *rest):
     pairs = means.shape[0] * means.shape[1] * viewmats.shape[1]
     read = means.numel() + shapes.numel() + (0 if scales is None else scales.numel())
@@ -108,13 +112,7 @@ CASES = {
         _case("odd_sharp", _forward(1, 63, 1, eps2d=0.0), grad=_FORWARD),
         _case("empty", _forward(2, 0, 2), grad=_FORWARD),
         _case("empty_views", _forward(1, 5, 0), grad=("means", "shapes", "scales")),
-        _case(
-            "strided",
-            lambda g, d: tuple(
-                a.mT.contiguous().mT if isinstance(a, torch.Tensor) else a for a in _forward(1, 37, 2)(g, d)
-            ),
-            grad=_FORWARD,
-        ),  # fmt: skip
+        _case("strided", _strided, grad=_FORWARD),
         _case("extreme", _extreme),
         _case("real_scene", _forward(1, 100_000, 1, 1280, 720, size=0.01), grad=_FORWARD, bytes=_bytes),
     ],
