@@ -1,5 +1,6 @@
 // kLanes Gaussians at a time are turned into columns, so that one loop over lanes does the arithmetic of all of them;
-// the loop over cameras is inside, so that their gradients meet in registers and cache.
+// the loop over cameras is inside, so that their gradients meet in registers and cache. The loops over lanes say
+// ivdep, not omp simd: under the latter GCC keeps the small arrays of a lane in memory and gives up.
 //
 // Gradients of cameras: each lane keeps a sum over its kProjectBlock / kLanes Gaussians, lanes are added in order, the
 // blocks in order after all of them are done: the same bits for any number of threads.
@@ -37,12 +38,12 @@ void load_shapes(const Real* shapes, const Real* scales, int64_t first, int n, R
     Real q[4][kLanes], s[3][kLanes];
     load<4>(shapes + first * 4, n, q);
     load<3>(scales + first * 3, n, s);
-#pragma omp simd
+#pragma GCC ivdep
     for (int i = 0; i < kLanes; ++i) {
       Real length, u[9];
       quaternion_frame(q[0][i], q[1][i], q[2][i], q[3][i], length, u);
-      for (int r = 0; r < 3; ++r)
-        for (int c = 0; c < 3; ++c) shape[3 * r + c][i] = u[3 * r + c] * s[c][i];
+      VK_UNROLL
+      for (int d = 0; d < 9; ++d) shape[d][i] = u[d] * s[d % 3][i];
     }
   } else {
     load<6>(shapes + first * 6, n, shape);
@@ -68,9 +69,10 @@ void forward(const ProjectGaussians& a) {
         const Camera<Real> camera = load_camera(static_cast<const Real*>(a.viewmats) + view * 16,
                                                 static_cast<const Real*>(a.Ks) + view * 9, limits.width, limits.height);
         Real mean[2][kLanes], conic[3][kLanes], depth[1][kLanes], extent[2][kLanes], compensation[1][kLanes];
-#pragma omp simd
+#pragma GCC ivdep
         for (int i = 0; i < kLanes; ++i) {
           Real own[kShape];
+          VK_UNROLL
           for (int d = 0; d < kShape; ++d) own[d] = shape[d][i];
           Splat<Real> s;
           Projected<Real> o;
@@ -110,10 +112,12 @@ void backward_lanes(const ProjectGaussiansBackward& a, int64_t b, int64_t n0, in
     load<2>(static_cast<const Real*>(a.grad_extents) + at * 2, n, extent);
     load<1>(static_cast<const Real*>(a.grad_compensations) + at, n, compensation);
     load<2>(static_cast<const Real*>(a.extents) + at * 2, n, old);
-#pragma omp simd
+#pragma GCC ivdep
     for (int i = 0; i < kLanes; ++i) {
       Real own[kShape], to_mean[3], to_shape[kShape], to_camera[kProjectCamera];
+      VK_UNROLL
       for (int d = 0; d < kShape; ++d) own[d] = shape[d][i], to_shape[d] = dshape[d][i];
+      VK_UNROLL
       for (int d = 0; d < 3; ++d) to_mean[d] = dm[d][i];
       const Real point[3] = {m[0][i], m[1][i], m[2][i]};
       const bool seen = old[0][i] > 0;
@@ -127,8 +131,11 @@ void backward_lanes(const ProjectGaussiansBackward& a, int64_t b, int64_t n0, in
       place<kQuats, kOrtho>(camera, point[0], point[1], point[2], own, eps2d, s);
       project_backward<kQuats, kOrtho>(camera, s, g, point, own, seen, to_mean, to_shape, to_camera);
       any[i] = seen ? Real(1) : any[i];
+      VK_UNROLL
       for (int d = 0; d < kShape; ++d) dshape[d][i] = to_shape[d];
+      VK_UNROLL
       for (int d = 0; d < 3; ++d) dm[d][i] = to_mean[d];
+      VK_UNROLL
       for (int d = 0; d < kProjectCamera; ++d) dcamera[d][i] = to_camera[d];
     }
     if (partial)
@@ -143,14 +150,17 @@ void backward_lanes(const ProjectGaussiansBackward& a, int64_t b, int64_t n0, in
     Real q[4][kLanes], s[3][kLanes], dq[4][kLanes], ds[3][kLanes];
     load<4>(static_cast<const Real*>(a.shapes) + first * 4, n, q);
     load<3>(static_cast<const Real*>(a.scales) + first * 3, n, s);
-#pragma omp simd
+#pragma GCC ivdep
     for (int i = 0; i < kLanes; ++i) {
       const Real quat[4] = {q[0][i], q[1][i], q[2][i], q[3][i]}, scale[3] = {s[0][i], s[1][i], s[2][i]};
       Real dframe[9], to_quat[4], to_scale[3];
+      VK_UNROLL
       for (int d = 0; d < 9; ++d) dframe[d] = dshape[d][i];
-      frame_backward(quat, scale, dframe, any[i] > 0, to_quat, to_scale);
-      for (int d = 0; d < 4; ++d) dq[d][i] = to_quat[d];
-      for (int d = 0; d < 3; ++d) ds[d][i] = to_scale[d];
+      frame_backward(quat, scale, dframe, to_quat, to_scale);
+      VK_UNROLL
+      for (int d = 0; d < 4; ++d) dq[d][i] = any[i] > 0 ? to_quat[d] : Real(0);
+      VK_UNROLL
+      for (int d = 0; d < 3; ++d) ds[d][i] = any[i] > 0 ? to_scale[d] : Real(0);
     }
     store<4>(static_cast<Real*>(a.grad_shapes) + first * 4, n, dq);
     store<3>(static_cast<Real*>(a.grad_scales) + first * 3, n, ds);

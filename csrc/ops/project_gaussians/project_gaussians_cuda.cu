@@ -118,11 +118,11 @@ __global__ void __launch_bounds__(kThreads) project_gaussians_backward_kernel(Ba
     for (int i = 0; i < 4; ++i) q[i] = a.shapes[own * 4 + i];
 #pragma unroll
     for (int i = 0; i < 3; ++i) scale[i] = a.scales[own * 3 + i];
-    frame_backward(q, scale, dshape, any, dq, dscale);
+    frame_backward(q, scale, dshape, dq, dscale);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) a.grad_shapes[own * 4 + i] = dq[i];
+    for (int i = 0; i < 4; ++i) a.grad_shapes[own * 4 + i] = any ? dq[i] : Real(0);
 #pragma unroll
-    for (int i = 0; i < 3; ++i) a.grad_scales[own * 3 + i] = dscale[i];
+    for (int i = 0; i < 3; ++i) a.grad_scales[own * 3 + i] = any ? dscale[i] : Real(0);
   } else {
 #pragma unroll
     for (int i = 0; i < 6; ++i) a.grad_shapes[own * 6 + i] = dshape[i];

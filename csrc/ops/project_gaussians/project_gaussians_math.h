@@ -6,6 +6,13 @@
 
 #include "core/half.h"
 
+// Small loops have to be gone before the compiler looks at the loop over lanes.
+#if defined(__CUDACC__)
+#define VK_UNROLL _Pragma("unroll")
+#else
+#define VK_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 namespace vk {
 namespace {
 
@@ -24,7 +31,9 @@ struct ProjectLimits {
 template <class Real>
 VK_HD Camera<Real> load_camera(const Real* view, const Real* k, Real width, Real height) {
   Camera<Real> c;
+  VK_UNROLL
   for (int i = 0; i < 3; ++i) {
+    VK_UNROLL
     for (int j = 0; j < 3; ++j) c.r[3 * i + j] = view[4 * i + j];
     c.t[i] = view[4 * i + 3];
   }
@@ -77,12 +86,14 @@ VK_HD void place(const Camera<Real>& k, Real mx, Real my, Real mz, const Real* s
   }
   s.j00 = k.fx * s.inverse, s.j11 = k.fy * s.inverse;
   s.j02 = -s.j00 * s.ux, s.j12 = -s.j11 * s.uy;
+  VK_UNROLL
   for (int i = 0; i < 3; ++i) {
     s.chain[i] = s.j00 * k.r[i] + s.j02 * k.r[6 + i];
     s.chain[3 + i] = s.j11 * k.r[3 + i] + s.j12 * k.r[6 + i];
   }
   Real sharp;
   if constexpr (kQuats) {
+    VK_UNROLL
     for (int i = 0; i < 3; ++i) {
       s.v[i] = s.chain[0] * shape[i] + s.chain[1] * shape[3 + i] + s.chain[2] * shape[6 + i];
       s.v[3 + i] = s.chain[3] * shape[i] + s.chain[4] * shape[3 + i] + s.chain[5] * shape[6 + i];
@@ -95,6 +106,7 @@ VK_HD void place(const Camera<Real>& k, Real mx, Real my, Real mz, const Real* s
     const Real c2 = s.v[0] * s.v[4] - s.v[1] * s.v[3];
     sharp = c0 * c0 + c1 * c1 + c2 * c2;
   } else {
+    VK_UNROLL
     for (int i = 0; i < 2; ++i) {
       const Real* r = s.chain + 3 * i;
       s.v[3 * i] = r[0] * shape[0] + r[1] * shape[1] + r[2] * shape[2];
@@ -157,19 +169,24 @@ VK_HD void project_backward(const Camera<Real>& k, const Splat<Real>& s, const P
   const Real d2 = -(q1 * m01 + q2 * m11) + w * (s.xx - s.share * s.a) + g.extent[1] * e / std::sqrt(s.c);
   // 2 D V: to V itself with quaternions, to J R with covariances (V = J R Sigma and Sigma is symmetric).
   Real dv[6], dchain[6];
+  VK_UNROLL
   for (int i = 0; i < 3; ++i) {
     dv[i] = 2 * (d0 * s.v[i] + d1 * s.v[3 + i]);
     dv[3 + i] = 2 * (d1 * s.v[i] + d2 * s.v[3 + i]);
   }
   if constexpr (kQuats) {
+    VK_UNROLL
     for (int i = 0; i < 3; ++i) {
       dchain[i] = dv[0] * shape[3 * i] + dv[1] * shape[3 * i + 1] + dv[2] * shape[3 * i + 2];
       dchain[3 + i] = dv[3] * shape[3 * i] + dv[4] * shape[3 * i + 1] + dv[5] * shape[3 * i + 2];
+      VK_UNROLL
       for (int j = 0; j < 3; ++j) dshape[3 * i + j] += seen ? s.chain[i] * dv[j] + s.chain[3 + i] * dv[3 + j] : zero;
     }
   } else {
+    VK_UNROLL
     for (int i = 0; i < 6; ++i) dchain[i] = dv[i];
     Real left[6];  // D J R
+    VK_UNROLL
     for (int i = 0; i < 3; ++i) {
       left[i] = d0 * s.chain[i] + d1 * s.chain[3 + i];
       left[3 + i] = d1 * s.chain[i] + d2 * s.chain[3 + i];
@@ -199,6 +216,7 @@ VK_HD void project_backward(const Camera<Real>& k, const Splat<Real>& s, const P
     dfx = tx * s.inverse - stuck_x * s.ux, dfy = ty * s.inverse - stuck_y * s.uy;
     dcx -= stuck_x, dcy -= stuck_y;
   }
+  VK_UNROLL
   for (int i = 0; i < 3; ++i) {
     dm[i] += seen ? k.r[i] * dx + k.r[3 + i] * dy + k.r[6 + i] * dz : zero;
     dcamera[i] = seen ? s.j00 * dchain[i] + dx * m[i] : zero;
@@ -210,14 +228,15 @@ VK_HD void project_backward(const Camera<Real>& k, const Splat<Real>& s, const P
   dcamera[14] = seen ? dcx : zero, dcamera[15] = seen ? dcy : zero;
 }
 
-/// From M = U diag(scale), U of the normalised quaternion q, to both; `any`: seen by some camera.
+/// From M = U diag(scale), U of the normalised quaternion q, to both.
 template <class Real>
-VK_HD void frame_backward(const Real* q, const Real* scale, const Real* dframe, bool any, Real* dq, Real* dscale) {
-  const Real zero = 0;
+VK_HD void frame_backward(const Real* q, const Real* scale, const Real* dframe, Real* dq, Real* dscale) {
   Real length, u[9], g[9];
   quaternion_frame(q[0], q[1], q[2], q[3], length, u);
+  VK_UNROLL
   for (int j = 0; j < 3; ++j) {
-    dscale[j] = any ? u[j] * dframe[j] + u[3 + j] * dframe[3 + j] + u[6 + j] * dframe[6 + j] : zero;
+    dscale[j] = u[j] * dframe[j] + u[3 + j] * dframe[3 + j] + u[6 + j] * dframe[6 + j];
+    VK_UNROLL
     for (int i = 0; i < 3; ++i) g[3 * i + j] = dframe[3 * i + j] * scale[j];
   }
   const Real n = 1 / length, w = q[0] * n, x = q[1] * n, y = q[2] * n, z = q[3] * n;
@@ -226,8 +245,8 @@ VK_HD void frame_backward(const Real* q, const Real* scale, const Real* dframe, 
   const Real dy = 2 * (x * (g[1] + g[3]) + z * (g[5] + g[7]) + w * (g[2] - g[6]) - 2 * y * (g[0] + g[8]));
   const Real dz = 2 * (x * (g[2] + g[6]) + y * (g[5] + g[7]) + w * (g[3] - g[1]) - 2 * z * (g[0] + g[4]));
   const Real along = w * dw + x * dx + y * dy + z * dz;
-  dq[0] = any ? (dw - w * along) * n : zero, dq[1] = any ? (dx - x * along) * n : zero;
-  dq[2] = any ? (dy - y * along) * n : zero, dq[3] = any ? (dz - z * along) * n : zero;
+  dq[0] = (dw - w * along) * n, dq[1] = (dx - x * along) * n;
+  dq[2] = (dy - y * along) * n, dq[3] = (dz - z * along) * n;
 }
 
 }  // namespace
