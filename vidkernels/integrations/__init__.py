@@ -1,0 +1,1 @@
+"""Entry points with the names and arguments of other libraries."""
