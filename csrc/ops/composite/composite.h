@@ -7,7 +7,7 @@
 //             grad_alpha_s = T_s (q_s - B_s)            grad_values_s = w_s grad_out
 //
 // Nothing is divided by 1 - alpha, so the gradient is exact at alpha = 1 as well. Values of alpha outside [0, 1] and
-// NaN are taken as they are.
+// NaN are taken as they are. The CPU kernel takes |T| < 1e-30 (fp64: 1e-280) for 0.
 #pragma once
 #include <cstdint>
 

@@ -11,6 +11,11 @@ namespace {
 constexpr int kAbreast = 4;
 constexpr int64_t kChunk = 64;  // samples that the backward pass keeps on the stack
 
+/// Behind a surface T soon leaves the normal numbers, where every operation costs a hundred cycles. What is darker
+/// than this counts as black.
+template <class T>
+constexpr T kBlack = sizeof(T) == 8 ? T(1e-280) : T(1e-30);
+
 /// T_s of `N` neighbouring rays (and their weights, if asked for); returns T_S in t.
 template <int N, bool kWeights, class T>
 void scan(const T* alpha, T* result, int64_t samples, T* t) {
@@ -19,7 +24,8 @@ void scan(const T* alpha, T* result, int64_t samples, T* t) {
     for (int k = 0; k < N; ++k) {
       const T a = alpha[k * samples + s];
       result[k * samples + s] = kWeights ? a * t[k] : t[k];
-      t[k] *= T(1) - a;
+      const T next = t[k] * (T(1) - a);
+      t[k] = next < kBlack<T> && next > -kBlack<T> ? T(0) : next;
     }
 }
 
