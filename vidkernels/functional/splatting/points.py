@@ -86,11 +86,11 @@ def nearest_points(
                     queries=queries, points=points, k=k)  # fmt: skip
     rows = max(1, chunk // max(1, points.shape[0]))
     fixed, lookup = points.detach(), queries.detach()
-    # The matrix product form of cdist cancels between near points far from the origin.
-    parts = [
-        torch.cdist(part, fixed, compute_mode="donot_use_mm_for_euclid_dist").topk(k, largest=False).indices
-        for part in lookup.split(rows)
-    ]
+    parts = []
+    for part in lookup.split(rows):
+        # The matrix product form of cdist cancels between near points far from the origin.
+        away = torch.cdist(part, fixed, compute_mode="donot_use_mm_for_euclid_dist")
+        parts.append(away.argmin(1, keepdim=True) if k == 1 else away.topk(k, largest=False).indices)
     index = torch.cat(parts) if parts else torch.zeros(0, k, dtype=torch.int64, device=queries.device)
     offset = queries[:, None] - points[index]
     # The gradient of a distance of zero is zero, not NaN.

@@ -187,9 +187,12 @@ class PointRayRenderer(nn.Module):
             color = flat.new_zeros(flat.shape[0], self.channels)
             k = min(self.k, positions.shape[0])
             if k:
-                distance, index = functional.nearest_points(flat, positions, k)
-                place, slot = (distance < self.radius).nonzero(as_tuple=True)
-                particle = index[place, slot]
+                # Most samples are empty: only the others are worth a search for k neighbours.
+                with torch.no_grad():
+                    busy = (functional.nearest_points(flat, positions, 1)[0][:, 0] < self.radius).nonzero()[:, 0]
+                    distance, index = functional.nearest_points(flat[busy], positions, k)
+                    row, slot = (distance < self.radius).nonzero(as_tuple=True)
+                    place, particle = busy[row], index[row, slot]
                 offset = (flat[place] - positions[particle]) / self.radius
                 seen = self.mlp(torch.cat([features[particle], offset], 1))
                 nearness = (1 - offset.square().sum(1)).clamp(min=0).square()
