@@ -14,7 +14,7 @@ SIZE, FRAMES, CHANGE = 24, 12, 6
 K = torch.tensor([[24.0, 0, 12], [0, 24, 12], [0, 0, 1]])
 CONFIG = replace(HOSNeRF.Config.tiny(), changes=(CHANGE,))
 HEADS, TAILS = torch.tensor(CONFIG.heads), torch.tensor(CONFIG.tails)
-OBJECT_AT_REST, ON_THE_TABLE = torch.tensor([0.75, 0.0, 3.0, 1.0]), (0.75, 0.45, 3.0)
+OBJECT_AT_REST, ON_THE_TABLE = torch.tensor([0.75, 0.0, 3.0, 1.0]), (0.6, 0.34, 2.9)
 
 
 def pose_of(t):
@@ -23,8 +23,8 @@ def pose_of(t):
     def turn(a):
         return torch.tensor([[math.cos(a), -math.sin(a), 0], [math.sin(a), math.cos(a), 0], [0, 0, 1.0]])
 
-    reach = 1 - abs(t - CHANGE + 0.5) / 6
-    rotations = torch.stack([turn(-0.5 + 0.55 * reach), turn(-0.5 + 0.8 * reach), torch.eye(3)])
+    reach = max(0.0, 1 - abs(t - CHANGE + 0.5) / 3)
+    rotations = torch.stack([turn(-0.8 + 0.85 * reach), turn(-0.6 + 0.9 * reach), torch.eye(3)])
     sway = 0.12 * math.sin(2 * math.pi * t / FRAMES)
     camera = torch.eye(4)
     camera[0, 0] = camera[2, 2] = math.cos(sway)
@@ -46,7 +46,7 @@ def truth(t, held, camera=None):
             at = HEADS[bone] + part * (TAILS[bone] - HEADS[bone])
             shapes.append(Sphere((motion[bone] @ torch.cat([at, torch.ones(1)]))[:3].tolist(), 0.13, (0.9, 0.65, 0.5)))
     place = (motion[2] @ OBJECT_AT_REST)[:3].tolist() if held else ON_THE_TABLE
-    shapes.append(Sphere(place, 0.18, (0.95, 0.95, 0.1)))
+    shapes.append(Sphere(place, 0.26, (0.95, 0.95, 0.1)))
     return trace(shapes, *vkf.pixel_rays(K, still if camera is None else camera, (SIZE, SIZE)))["color"]
 
 

@@ -25,8 +25,8 @@ def camera(degrees):
     return pose
 
 
-VIEWS = torch.stack([camera(0), camera(60)])
-UNSEEN = camera(30)
+VIEWS = torch.stack([camera(0), camera(120), camera(240)])
+UNSEEN = camera(60)
 
 
 def look(balls, pose):
@@ -38,7 +38,7 @@ def bounce(generator, frames, apart=False):
     """Centres [T, 2, 3] of two balls in a box: straight lines, mirrored at the walls; they start on two sides."""
     at = torch.rand(2, 3, generator=generator) * 0.6 - 0.3
     at[:, 0] = torch.tensor([-0.6, 0.6]) + 0.1 * at[:, 0]
-    speed = (torch.rand(2, 3, generator=generator) - 0.5) * 0.16
+    speed = (torch.rand(2, 3, generator=generator) - 0.5) * 0.12
     if apart:  # they stay at their walls
         at[:, 0], speed[:, 0] = torch.tensor([-0.8, 0.8]), 0
     path = []
@@ -102,7 +102,7 @@ def test_particles_lie_on_the_balls_and_keep_their_colour():
     path = bounce(torch.Generator().manual_seed(0), 1)
     rgb, depth = film(path, VIEWS)
     points, features = model.encode(rgb[0], depth[0], K, VIEWS)
-    assert len(points) == VPD.Config.tiny().particles
+    assert 60 < len(points) <= VPD.Config.tiny().particles
     centers = path[0] + torch.tensor([0, 0, MIDDLE])
     away = torch.cdist(points, centers)
     assert (away.amin(1) - RADIUS).abs().max() < 1e-3
@@ -172,7 +172,7 @@ def test_rollouts_beat_a_2d_predictor_and_unseen_cameras_work(one_thread):
             scores["flat"].append(psnr(guess, truth))
             new = look(path[1], UNSEEN)["color"]
             scores["unseen"].append(psnr(model.render(states[1], K, UNSEEN, (SIZE, SIZE)), new))
-            scores["copy"].append(max(psnr(rgb[1, v].float() / 255, new) for v in range(2)))
+            scores["copy"].append(max(psnr(rgb[1, v].float() / 255, new) for v in range(3)))
         # Deleting the red ball removes its pixels from a rollout, too.
         red = states[1][1][:, 0] > states[1][1][:, 2]
         first_red = states[0][1][:, 0] > states[0][1][:, 2]
