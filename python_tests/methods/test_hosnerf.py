@@ -90,12 +90,12 @@ def test_ray_weights_share_out_one_and_layers_are_one_sorted_composite(generator
             torch.testing.assert_close(out[r].double(), total, rtol=0, atol=1e-5)
 
 
-def fitted(changes, steps=600):
+def fitted(changes, steps=700):
     torch.manual_seed(0)
     model = HOSNeRF(replace(CONFIG, changes=changes))
     clip = torch.stack([truth(t, t >= CHANGE) for t in range(FRAMES)]).mul(255).round().to(torch.uint8)[None]
     rotations, root, cameras = (torch.stack(part) for part in zip(*(pose_of(t) for t in range(FRAMES))))
-    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(1)
     for _ in range(steps):

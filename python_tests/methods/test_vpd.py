@@ -139,17 +139,21 @@ def test_rollouts_beat_a_2d_predictor_and_unseen_cameras_work(one_thread):
     flat = Flat(21)
     assert 0.95 < size_of(flat) / size_of(model) < 1.05
     for net, steps in ((model, 300), (flat, 300)):
-        optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+        # Noise in the dynamics adds up over a rollout, so they learn more slowly than the rest.
+        slow = [p for name, p in net.named_parameters() if name.startswith("dynamics")]
+        rest = [p for name, p in net.named_parameters() if not name.startswith("dynamics")]
+        groups = [{"params": rest, "lr": 3e-3}, {"params": slow, "lr": 5e-4}]
+        optimizer = torch.optim.Adam([group for group in groups if group["params"]])
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for _ in range(steps):
             pick = torch.randint(len(films), (2,), generator=generator).tolist()
-            start = int(torch.randint(3, (), generator=generator))
-            rgb, depth = (torch.stack([films[i][part][start : start + 5] for i in pick]) for part in (0, 1))
+            start = int(torch.randint(2, (), generator=generator))
+            rgb, depth = (torch.stack([films[i][part][start : start + 7] for i in pick]) for part in (0, 1))
             if net is model:
                 loss = model.training_step(rgb, generator, depth=depth, k=K, poses=VIEWS)["loss"]
             else:
                 clips = torch.cat([flat_input(r, d) for r, d in zip(rgb, depth)], 1)
-                predicted = torch.stack(flat.rollout(clips[0], clips[1], 3))
+                predicted = torch.stack(flat.rollout(clips[0], clips[1], 5))
                 loss = (predicted - clips[2:]).square().mean()
             optimizer.zero_grad()
             loss.backward()

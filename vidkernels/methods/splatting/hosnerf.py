@@ -30,8 +30,8 @@ CARD = Card(
     family="splatting",
     ops=("composite", "inverse_skinning", "bone_transforms", "contract", "merge_samples"),
     fidelity="simplified",
-    differs="plain positional encoding instead of cones; no perceptual and no cycle loss; bones come from the caller instead of a "
-    "fitted body model; poses are not refined.",
+    differs="plain positional encoding instead of cones; no perceptual and no cycle loss; bones come from "
+    "the caller instead of a fitted body model; poses are not refined.",
 )
 
 
@@ -137,10 +137,16 @@ class HOSNeRF(nn.Module):
         pose = rotations.reshape(1, -1)
 
         def person(points: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-            rest, likelihood = self.skin(points.reshape(-1, 3), motion)
+            flat = points.reshape(-1, 3)
+            rest, likelihood = self.skin(flat, motion)
+            density, color = flat.new_zeros(len(flat)), torch.zeros_like(flat)
+            near = (likelihood > 0.02).nonzero()[:, 0]  # most of space is far from every bone
+            rest = rest[near]
             rest = rest + 0.1 * torch.tanh(self.sway(torch.cat([rest, pose.expand(len(rest), -1)], 1)))
-            density, color = self.person(rest - self.joints[0], state)
-            return (density * likelihood).view(points.shape[:2]), color.view(points.shape)
+            found, paint = self.person(rest - self.joints[0], state)
+            density = density.index_copy(0, near, found * likelihood[near])
+            color = color.index_copy(0, near, paint)
+            return density.view(points.shape[:2]), color.view(points.shape)
 
         def scene(points: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
             return self.scene(vkf.contract(points / self.config.scale), state)

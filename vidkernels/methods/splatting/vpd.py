@@ -35,7 +35,9 @@ CARD = Card(
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes, in the scene's unit of length: `cell` of the node grid, `reach` of messages, `radius` of a particle."""
+    """Sizes, in the scene's unit of length: `cell` of the node grid, `reach` of messages, `radius` of a particle,
+    `step` that things move in a frame.
+    """
 
     features: int = 16
     width: int = 128
@@ -45,6 +47,7 @@ class Config:
     cell: float = 0.5
     reach: float = 1.0
     radius: float = 0.15
+    step: float = 0.1
     near: float = 0.5
     far: float = 6.0
     samples: int = 64
@@ -53,9 +56,9 @@ class Config:
 
     @classmethod
     def tiny(cls) -> Config:
-        """For tests: 64 particles, two message steps, rollouts of 3."""
-        return cls(features=4, width=32, messages=2, particles=64, neighbors=4, cell=0.6, reach=0.7, radius=0.25,
-                   near=2.5, far=5.5, samples=20, rays=128, rollout=3)  # fmt: skip
+        """For tests: 160 particles, two message steps, rollouts of 5."""
+        return cls(features=4, width=32, messages=2, particles=160, neighbors=4, cell=0.6, reach=0.7, radius=0.25,
+                   step=0.03, near=2.5, far=5.5, samples=20, rays=128, rollout=5)  # fmt: skip
 
 
 class _Encoder(nn.Module):
@@ -91,29 +94,34 @@ class _Dynamics(nn.Module):
         self.spread = _mlp(width + features + 3, width, features + 3)
         # A new model lets everything go on as it moved.
         nn.init.zeros_(self.spread[-1].weight), nn.init.zeros_(self.spread[-1].bias)
+        self.likeness = nn.Parameter(torch.tensor(3.0))
 
-    def nodes(self, positions: Tensor) -> Tensor:
+    def nodes(self, positions: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         cells = (positions / self.config.cell).floor().long()
-        _, member, count = cells.unique(dim=0, return_inverse=True, return_counts=True)
-        return positions.new_zeros(len(count), 3).index_add(0, member, positions) / count[:, None]
+        _, member = cells.unique(dim=0, return_inverse=True)
+        count = int(member.max()) + 1
+        return _mean(positions, member, count), _mean(features, member, count)
 
     def forward(self, before: tuple[Tensor, Tensor], now: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """(positions [N, 3], features [N, F + 3]) one frame ago and now -> `now`'s particles one frame on.
 
-        The two sets need not correspond: how far the matter around a node moved is the difference of the two means.
+        The two sets need not correspond: how far the matter around a node moved is the difference of the two means,
+        in which particles count as far as their colour is like the node's.
         """
         reach = self.config.reach
-        anchor = self.nodes(now[0].detach())
+        anchor, kind = self.nodes(now[0].detach(), now[1])
         seen, middle = [], []
         for age, (positions, features) in enumerate((before, now)):
             node, particle = (torch.cdist(anchor, positions.detach()) < reach).nonzero(as_tuple=True)
             offset = positions[particle] - anchor[node]
             flag = torch.full_like(offset[:, :1], float(age))
             message = self.gather(torch.cat([features[particle], offset / reach, flag], 1))
-            seen.append(_mean(message, node, len(anchor)))
-            middle.append(_mean(offset, node, len(anchor)))
+            unlike = (features[particle, :3] - kind[node, :3]).square().sum(1, keepdim=True)
+            like = torch.exp(-self.likeness * unlike) + 1e-6
+            seen.append(_mean(message, node, len(anchor), like))
+            middle.append(_mean(offset, node, len(anchor), like))
         drift = middle[1] - middle[0]
-        h = self.node(torch.cat([*seen, anchor, *middle], 1))
+        h = self.node(torch.cat([*seen, anchor, anchor + middle[1], drift / self.config.step], 1))
         k = min(self.config.neighbors + 1, len(anchor))
         distance, index = vkf.nearest_points(anchor, anchor, k)
         to, slot = ((distance < reach) & (distance > 0)).nonzero(as_tuple=True)
@@ -126,12 +134,14 @@ class _Dynamics(nn.Module):
         owner = vkf.nearest_points(positions.detach(), anchor, 1)[1][:, 0]
         offset = (positions - anchor[owner]) / reach
         change = self.spread(torch.cat([h[owner], features, offset], 1))
-        return positions + drift[owner] + 0.1 * change[:, :3], features + 0.1 * change[:, 3:]
+        return positions + drift[owner] + self.config.step * change[:, :3], features + 0.1 * change[:, 3:]
 
 
-def _mean(rows: Tensor, to: Tensor, count: int) -> Tensor:
-    total = rows.new_zeros(count, rows.shape[1]).index_add(0, to, rows)
-    return total / torch.bincount(to, minlength=count).clamp(min=1)[:, None].to(rows.dtype)
+def _mean(rows: Tensor, to: Tensor, count: int, weight: Tensor | None = None) -> Tensor:
+    """Means of the rows that share a target; 0 where there are none."""
+    weight = torch.ones_like(rows[:, :1]) if weight is None else weight
+    total = rows.new_zeros(count, rows.shape[1]).index_add(0, to, weight * rows)
+    return total / rows.new_zeros(count, 1).index_add(0, to, weight).clamp(min=1e-9)
 
 
 class VPD(nn.Module):
