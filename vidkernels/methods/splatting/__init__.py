@@ -1,1 +1,1 @@
-"""Video as Gaussians, layers, particles and radiance fields."""
+"""Video as Gaussians."""
