@@ -29,8 +29,8 @@ def composite(
         background: [C] or [..., C], seen through what is left of the ray; None: nothing.
         backend: force one of vidkernels' backends; None chooses.
     Returns:
-        out: [..., C], weights: [..., S] with sum <= 1, transmittance: [...] = T_S. All differentiable; the gradient is
-            exact where alpha is 0 or 1, too. Half precision is computed in float32 and rounded once.
+        out: [..., C], weights: [..., S] with sum <= 1, transmittance: [...] = T_S. All differentiable, once; the
+            gradient is exact where alpha is 0 or 1, too. Half precision is computed in float32 and rounded once.
     Raises:
         ValueError: shapes that do not fit.
     Backends: reference, cpu, cuda (sm80+). Deterministic: forward yes, backward yes.

@@ -1,4 +1,4 @@
-"""IM-Portrait: video diffusion that paints a multiplane image for every frame (2025).
+"""IM-Portrait: video diffusion that paints a multiplane image for every frame (Li et al. 2025).
 
 A denoiser looks at noisy frames and a reference image and predicts, for each frame, D fronto-parallel RGBA planes;
 what is compared with the clean frame is their rendering (x0-prediction). To learn depth from one camera per moment, a
@@ -85,7 +85,7 @@ class IMPortrait(nn.Module):
     Args:     config: sizes, `IMPortrait.Config.tiny()` or your own.
     Shape:    clips are [B, T, H, W, 3] uint8; poses [B, T, 4, 4] take the reference camera's coordinates to those of
               frame t; one k [3, 3] in pixels for all.
-    Source:   arXiv 2504.19165.
+    Source:   Li et al. 2025, arXiv 2504.19165.
     Example:
         >>> import torch
         >>> model = IMPortrait(IMPortrait.Config.tiny())
