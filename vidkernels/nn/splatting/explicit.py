@@ -235,32 +235,43 @@ class ExplicitGaussianVideo(nn.Module):
         return positions, torch.stack(visible)
 
     # -- selecting and editing ---------------------------------------------------------------------------------------
-    def contributions(self, masks: Tensor, times: float | Sequence[float] | Tensor) -> tuple[Tensor, Tensor]:
-        """How much each Gaussian shows inside masks, and at all: two [N] sums of compositing weights over pixels.
+    @torch.no_grad()
+    def select_by_mask(
+        self,
+        masks: Tensor,
+        times: float | Sequence[float] | Tensor,
+        share: float = 0.5,
+        *,
+        tolerance: float = 0.05,
+    ) -> Tensor:
+        """Gaussians [N] bool whose centres lie in masks, in front of or on what is seen there, not behind it.
 
-        Args:     masks: [H, W] or [T, H, W] bool or float weights.
+        Args:     masks: [H, W] or [T, H, W] bool.
                   times: one time for each mask.
+                  share: in more than this part of the given moments at which it is in the frame and not behind.
+                  tolerance: what is farther than what is seen by less than this part of the range of depths still
+                      belongs to it.
         """
         masks, times = masks.reshape(-1, *masks.shape[-2:]), self._times(times)
-        if len(masks) != len(times):
-            _check.fail("contributions", "expected one time for each mask.", masks=masks, times=times)
-        sums = torch.zeros(self.count, 2, dtype=times.dtype, device=times.device)
-        for mask, time in zip(masks.to(times), times):
-            with torch.enable_grad():
-                # The derivative of a composited attribute is the compositing weight.
-                ones = torch.ones_like(sums, requires_grad=True)
-                image = self._splat(time.view(1), tuple(mask.shape), ones, (0.0, 0.0))[0]
-                (weight,) = torch.autograd.grad(image, ones, torch.stack([mask, torch.ones_like(mask)], 2))
-            sums += weight
-        return sums[:, 0], sums[:, 1]
+        if len(masks) != len(times) or masks.dtype is not torch.bool:
+            _check.fail("select_by_mask", "expected bool masks and one time for each.", masks=masks, times=times)
+        size = (masks.shape[1], masks.shape[2])
+        votes, chances = torch.zeros_like(self.gaussians["opacities"]), torch.zeros_like(self.gaussians["opacities"])
+        for mask, time, place in zip(masks, times, self.screen(times, size)):
+            column, row = place[:, :2].floor().long().unbind(1)
+            inside = _inside(place[:, :2], size)
+            column, row = column.clamp(0, size[1] - 1), row.clamp(0, size[0] - 1)
+            slack = tolerance * (place[:, 2].max() - place[:, 2].min())
+            counts = inside & (place[:, 2] <= self.depth(float(time), size)[row, column] + slack)
+            chances += counts
+            votes += counts & mask[row, column]
+        return votes > share * chances
 
-    def select_by_mask(self, masks: Tensor, times: float | Sequence[float] | Tensor, share: float = 0.5) -> Tensor:
-        """Gaussians [N] bool of which more than `share` of what is seen at `times` lies in the masks.
-
-        What no given frame shows is not selected: pass several frames to catch what some of them hide.
-        """
-        inside, total = self.contributions(masks, times)
-        return inside > share * total.clamp(min=_THIN)
+    def select_by_label(self, label: int) -> Tensor:
+        """Gaussians [N] bool whose most likely label this is, seen or hidden."""
+        if "labels" not in self.gaussians:
+            _check.fail("select_by_label", "these Gaussians carry no labels.", "fit them with a label prior.")
+        return self.gaussians["labels"].argmax(1) == label
 
     @torch.no_grad()
     def select_by_box(self, box: tuple[float, float, float, float], time: float, size: tuple[int, int]) -> Tensor:
