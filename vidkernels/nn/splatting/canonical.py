@@ -125,10 +125,10 @@ class CanonicalGaussianVideo(ExplicitGaussianVideo):
         )
 
     def centres(self, times: Tensor) -> Tensor:
-        return self.gaussians["means"] + vkf.motion_eval(self.gaussians["motion"], times, "poly_fourier")
+        return self.gaussians["means"] + vkf.motion_eval(self.gaussians["motion"], times, "polynomial_fourier")
 
     def quaternions(self, time: Tensor) -> Tensor:
-        return self.gaussians["quats"] + vkf.motion_eval(self.gaussians["spin"], time, "poly_fourier")[0]
+        return self.gaussians["quats"] + vkf.motion_eval(self.gaussians["spin"], time, "polynomial_fourier")[0]
 
     def views(self, times: Tensor) -> tuple[Tensor, Tensor]:
         still = torch.eye(4, dtype=times.dtype, device=times.device)
