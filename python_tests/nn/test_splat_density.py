@@ -61,7 +61,7 @@ def test_new_rows_start_without_moments():
         state = optimizer.state[value]["exp_avg"]
         assert torch.equal(state[:6], averages[name])
         assert not state[6:].any()
-    with pytest.raises(ValueError, match="expected rows for .*means"):
+    with pytest.raises(ValueError, match=r"expected rows for .*means"):
         vknn.append_gaussians(gaussians, optimizer, {"means": torch.zeros(1, 3)})
 
 
