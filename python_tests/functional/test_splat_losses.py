@@ -13,6 +13,32 @@ def cloud(count, seed=0):
     return torch.randn(count, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def test_photometric_loss_against_a_published_ssim():
+    metrics = pytest.importorskip("skimage.metrics")
+    generator = torch.Generator().manual_seed(0)
+    frame = torch.randint(0, 256, (40, 37, 3), dtype=torch.uint8, generator=generator)
+    image = (frame / 255 + 0.1 * torch.randn(40, 37, 3, generator=generator)).double()
+    zeros = torch.zeros(64, 64, 3, dtype=torch.float64)
+    padded_image, padded_frame = zeros.clone(), zeros.to(torch.uint8)
+    padded_image[12:52, 12:49], padded_frame[12:52, 12:49] = image, frame
+    # Far outside both are 0, where any two borders agree.
+    _, full = metrics.structural_similarity(
+        padded_image.numpy(), padded_frame.numpy() / 255, channel_axis=2, gaussian_weights=True, sigma=1.5,
+        use_sample_covariance=False, data_range=1.0, full=True,
+    )  # fmt: skip
+    expected = 0.8 * (image - frame / 255).abs().mean() + 0.2 * (1 - full[12:52, 12:49].mean()) / 2
+    assert vkf.photometric_loss(image, frame).item() == pytest.approx(float(expected), rel=1e-6)
+    assert vkf.photometric_loss(image, frame, dssim=0).item() == pytest.approx(
+        float((image - frame / 255).abs().mean())
+    )
+
+
+def test_photometric_gradient():
+    frame = torch.randint(0, 256, (4, 5, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(4, 5, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: vkf.photometric_loss(x, frame), (image,))
+
+
 def test_flow_loss_by_hand():
     flow = torch.tensor([[[1.0, 5.0]], [[3.0, 5.0]]])
     target = torch.zeros(2, 1, 2)
@@ -92,6 +118,7 @@ def test_label_loss_by_hand():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: vkf.photometric_loss(torch.zeros(2, 2, 3), torch.zeros(2, 2, 3)), "uint8"),
         (lambda: vkf.rendered_flow_loss(torch.zeros(3, 2, 2), torch.zeros(3, 2, 2)), r"\[..., 2, H, W\]"),
         (lambda: vkf.rendered_flow_loss(torch.zeros(2, 2, 2), torch.zeros(2, 2, 2), torch.ones(2, 2)), "valid"),
         (lambda: vkf.scale_shift_invariant_loss(torch.zeros(2, 2), torch.zeros(2, 3)), "depth"),

@@ -4,13 +4,63 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vidkernels import _check
 
-__all__ = ["arap_loss", "knn_graph", "label_loss", "photometric_loss", "rendered_flow_loss", "scale_shift_invariant_loss"]
+__all__ = [
+    "arap_loss",
+    "knn_graph",
+    "label_loss",
+    "photometric_loss",
+    "rendered_flow_loss",
+    "scale_shift_invariant_loss",
+]
 
 # Distances of one block of `knn_graph`: 64 MB in float32.
 _BLOCK = 1 << 24
+
+
+def photometric_loss(image: Tensor, frame: Tensor, *, dssim: float = 0.2) -> Tensor:
+    """How a picture differs from a frame: absolute and structural difference, weighted.
+
+    L = (1 - dssim) * mean|image - frame / 255| + dssim * (1 - mean SSIM) / 2
+    Convention: SSIM with a Gaussian window of 11 pixels and deviation 1.5, C1 = 0.01^2, C2 = 0.03^2, per channel; the
+        window's part beyond the border counts as 0 in both.
+    Args:
+        image: [H, W, C], floating point, 0..1.
+        frame: [H, W, C] uint8.
+        dssim: weight of the structural part.
+    Returns:
+        loss: scalar. Differentiable in `image`.
+    Raises:
+        ValueError: shapes that do not fit, or a frame that is not uint8.
+    Backends: reference (plain torch). Deterministic: yes.
+    Source: Kerbl et al. 2023, arXiv 2308.04079, equation 7; SSIM of Wang et al. 2004.
+    Example:
+        >>> photometric_loss(torch.zeros(4, 4, 3), torch.zeros(4, 4, 3, dtype=torch.uint8))
+        tensor(0.)
+    """
+    if image.shape != frame.shape or image.dim() != 3 or frame.dtype is not torch.uint8:
+        _check.fail(
+            "photometric_loss", "expected `image` and uint8 `frame` of shape [H, W, C].", image=image, frame=frame
+        )
+    x = image.permute(2, 0, 1).unsqueeze(0)
+    y = frame.permute(2, 0, 1).unsqueeze(0).to(image.dtype) / 255
+    absolute = (x - y).abs().mean()
+    if not dssim:
+        return absolute
+    radius = torch.arange(-5, 6, dtype=x.dtype, device=x.device)
+    window = torch.exp(-radius * radius / (2 * 1.5**2))
+    maps = torch.cat([x, y, x * x, y * y, x * y], 1)
+    taps = (window / window.sum()).expand(maps.shape[1], 1, 1, 11)
+    maps = F.conv2d(maps, taps, padding=(0, 5), groups=maps.shape[1])
+    maps = F.conv2d(maps, taps.transpose(2, 3), padding=(5, 0), groups=maps.shape[1])
+    mean_x, mean_y, xx, yy, xy = maps.split(x.shape[1], 1)
+    both = mean_x * mean_y
+    each = mean_x.square() + mean_y.square()
+    ssim = (2 * both + 0.01**2) * (2 * (xy - both) + 0.03**2) / ((each + 0.01**2) * (xx + yy - each + 0.03**2))
+    return (1 - dssim) * absolute + dssim * (1 - ssim.mean()) / 2
 
 
 def rendered_flow_loss(flow: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -189,18 +239,3 @@ def _masked_mean(values: Tensor, valid: Tensor | None, name: str) -> Tensor:
 def _fits(name: str, values: Tensor, valid: Tensor) -> None:
     if valid.shape != values.shape or valid.dtype is not torch.bool:
         _check.fail(name, f"expected `valid` of shape {list(values.shape)} and dtype bool.", valid=valid)
-
-
-def photometric_loss(image: Tensor, frame: Tensor, *, dssim: float = 0.2) -> Tensor:
-    """(1 - dssim) * L1 + dssim * (1 - SSIM) / 2 of [H, W, 3] against uint8."""
-    x = image.permute(2, 0, 1)[None]
-    y = frame.permute(2, 0, 1)[None].to(image.dtype) / 255
-    r = torch.arange(11, dtype=image.dtype) - 5
-    g = torch.exp(-r * r / (2 * 1.5**2))
-    g = (g / g.sum()).expand(15, 1, 1, 11)
-    s = torch.cat([x, y, x * x, y * y, x * y], 1)
-    s = torch.nn.functional.conv2d(s, g, padding=(0, 5), groups=15)
-    s = torch.nn.functional.conv2d(s, g.transpose(2, 3), padding=(5, 0), groups=15)
-    mx, my, xx, yy, xy = s.split(3, 1)
-    ssim = (2 * mx * my + 1e-4) * (2 * (xy - mx * my) + 9e-4) / ((mx**2 + my**2 + 1e-4) * (xx - mx**2 + yy - my**2 + 9e-4))
-    return (1 - dssim) * (x - y).abs().mean() + dssim * (1 - ssim.mean()) / 2

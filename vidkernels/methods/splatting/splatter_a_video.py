@@ -161,9 +161,7 @@ class SplatterAVideo(nn.Module):
         other = int(torch.randint(frames, (1,), generator=generator, device=_device(generator)))
         # The last frame has no next one: its flow is looked at from the frame before.
         with_flow = priors.flow is not None and here + 1 < frames
-        seen = scene.render(
-            float(times[here]), (height, width), flow_to=float(times[here + 1]) if with_flow else None
-        )
+        seen = scene.render(float(times[here]), (height, width), flow_to=float(times[here + 1]) if with_flow else None)
         parts = {
             "render": config.render_weight
             * torch.stack([vkf.photometric_loss(seen.rgb, take[here], dssim=config.dssim) for take in clip]).mean()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vidkernels import _check
 from vidkernels import functional as vkf
-from vidkernels.nn.splatting.explicit import ExplicitGaussianVideo
+from vidkernels.nn.splatting.explicit import ExplicitGaussianVideo, spread_pixels
 
 __all__ = ["CanonicalGaussianVideo"]
 
@@ -84,7 +84,7 @@ class CanonicalGaussianVideo(ExplicitGaussianVideo):
         labels: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> CanonicalGaussianVideo:
-        """Start from random pixels of random frames, with the colour, and depth and motion if known, of each.
+        """Start from evenly spread pixels of random frames, with the colour, and depth and motion if known, of each.
 
         Args:     video: [T, H, W, 3] uint8.
                   times: [T] rising in [0, 1]; None: evenly.
@@ -97,8 +97,7 @@ class CanonicalGaussianVideo(ExplicitGaussianVideo):
         times = torch.linspace(0, 1, frames) if times is None else torch.as_tensor(times, dtype=torch.float32)
         times = times.to(device)
         frame = torch.randint(frames, (count,), generator=generator, device=device)
-        row = torch.randint(height, (count,), generator=generator, device=device)
-        column = torch.randint(width, (count,), generator=generator, device=device)
+        row, column = spread_pixels(count, (height, width), generator, device)
         place = (torch.stack([column, row], 1) + 0.5 - torch.tensor([width, height], device=device) / 2) * (2 / height)
         # Distinct depths even without a prior, so that the order of compositing is never a tie.
         far = torch.rand(count, 1, generator=generator, device=device) * 0.01

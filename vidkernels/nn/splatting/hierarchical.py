@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vidkernels import _check
 from vidkernels import functional as vkf
 from vidkernels.nn.splatting.density import replace_parameter
-from vidkernels.nn.splatting.explicit import ExplicitGaussianVideo
+from vidkernels.nn.splatting.explicit import ExplicitGaussianVideo, spread_pixels
 
 __all__ = ["CameraODE", "HierarchicalGaussianVideo", "refine_bspline"]
 
@@ -151,15 +151,14 @@ class HierarchicalGaussianVideo(ExplicitGaussianVideo):
         camera: bool = True,
         generator: torch.Generator | None = None,
     ) -> HierarchicalGaussianVideo:
-        """Start from random pixels of the middle frame, at rest, near the depth `distance`.
+        """Start from evenly spread pixels of the middle frame, at rest, near the depth `distance`.
 
         Args:     video: [T, H, W, 3] uint8.
                   controls: control points of each path.
         """
         height, width = video.shape[1:3]
         picture = video[len(video) // 2]
-        row = torch.randint(height, (count,), generator=generator, device=video.device)
-        column = torch.randint(width, (count,), generator=generator, device=video.device)
+        row, column = spread_pixels(count, (height, width), generator, video.device)
         middle = torch.tensor([width, height], device=video.device) / 2
         place = (torch.stack([column, row], 1) + 0.5 - middle) * (2 / height)
         depth = distance * (1 + 0.02 * torch.randn(count, 1, generator=generator, device=video.device))
