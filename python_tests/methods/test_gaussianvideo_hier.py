@@ -19,19 +19,24 @@ HELD_OUT = 8
 
 
 def panning_clip():
-    """[T, H, W, 3] in 0..1: a window that glides over a large still picture of waves and discs."""
+    """[T, H, W, 3] in 0..1: a window that glides over a large still picture of waves and discs.
+
+    As in natural pictures, a wave is the weaker the finer it is.
+    """
     generator = torch.Generator().manual_seed(11)
-    frequency = (torch.rand(2, 8, generator=generator) * 2 - 1) * 0.45
-    phase = torch.rand(8, generator=generator) * 6.28
-    amplitude = (torch.rand(8, 3, generator=generator) - 0.5) * 0.5
-    centres = torch.rand(14, 2, generator=generator) * torch.tensor([WIDTH + 40.0, HEIGHT + 16.0])
+    angle = torch.rand(24, generator=generator) * 6.28
+    rate = 0.05 * 10 ** torch.rand(24, generator=generator)  # 0.05 to 0.5 radians a pixel
+    frequency = torch.stack([angle.cos(), angle.sin()]) * rate
+    phase = torch.rand(24, generator=generator) * 6.28
+    amplitude = (torch.rand(24, 3, generator=generator) - 0.5) * 0.012 / rate.unsqueeze(1)
+    centres = torch.rand(14, 2, generator=generator) * torch.tensor([WIDTH + 32.0, HEIGHT + 16.0])
     radii = 3 + 5 * torch.rand(14, generator=generator)
-    colours = torch.rand(14, 3, generator=generator)
+    colours = 0.2 + 0.6 * torch.rand(14, 3, generator=generator)
     y, x = torch.meshgrid(torch.arange(HEIGHT) + 0.5, torch.arange(WIDTH) + 0.5, indexing="ij")
     frames = []
     for t in torch.linspace(0, 1, FRAMES):
         # Starts and stops gently and sways: no single velocity describes it.
-        window = torch.stack([40 * t * t * (3 - 2 * t), 8 + 6 * torch.sin(5 * t)])
+        window = torch.stack([32 * t * t * (3 - 2 * t), 8 + 6 * torch.sin(5 * t)])
         place = torch.stack([x, y], 2) + window
         frame = (0.5 + torch.sin(place @ frequency + phase) @ amplitude).clamp(0, 1)
         for centre, radius, colour in zip(centres, radii, colours):

@@ -66,12 +66,12 @@ class Config:
     final_rate: float = 0.05
     learning_rates: dict[str, float] = field(
         default_factory=lambda: {
-            "points": 2e-3,
+            "points": 5e-4,
             "log_scales": 5e-3,
             "quats": 2e-3,
             "opacities": 2e-2,
             "colors": 5e-3,
-            "camera": 1e-3,
+            "camera": 5e-3,
         }
     )
 

@@ -35,7 +35,8 @@ CARD = Card(
     fidelity="simplified",
     differs="Plain colours instead of spherical harmonics; Gaussians start on pixels with the priors' depth and speed; "
     "the flow loss compares neighbouring frames only; the ARAP term looks at a random part of the Gaussians each "
-    "step; priors are the caller's (tests use exact ones of a synthetic clip), no network is run.",
+    "step and is relative to the distance of neighbours, with a weight of its own; priors are the caller's (tests use "
+    "exact ones of a synthetic clip), no network is run.",
 )
 
 
@@ -58,7 +59,8 @@ class Config:
     """Sizes, loss weights and schedule; the clip's own size is not one of them.
 
     `gaussians` to start with, `max_gaussians` to end with at most; `learning_rates` of each row of the scene, which
-    fall to `final_rate` of themselves.
+    fall to `final_rate` of themselves. Flow counts in half frame heights, rigidity in parts of the distance between
+    neighbours: neither weight depends on the resolution or on how many Gaussians there are.
     """
 
     gaussians: int = 50_000
@@ -68,7 +70,7 @@ class Config:
     dssim: float = 0.2
     flow_weight: float = 2.0
     depth_weight: float = 1.0
-    rigidity_weight: float = 0.1
+    rigidity_weight: float = 0.5
     label_weight: float = 1.0
     neighbours: int = 8
     rigid_points: int = 512
@@ -190,8 +192,9 @@ class SplatterAVideo(nn.Module):
         with torch.no_grad():
             near = torch.cdist(source[rows], source)
             near[torch.arange(len(rows), device=device), rows] = torch.inf
-            near = near.topk(min(self.config.neighbours, len(source) - 1), largest=False).indices
-        return vkf.arap_loss(source, target, near, rows)
+            edges, near = near.topk(min(self.config.neighbours, len(source) - 1), largest=False)
+        # In parts of the distance between neighbours, so that the weight does not depend on how many there are.
+        return vkf.arap_loss(source, target, near, rows) / edges.square().mean().clamp(min=1e-12)
 
     def fit(
         self,

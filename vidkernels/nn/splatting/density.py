@@ -139,7 +139,7 @@ class DensityControl:
     def observe(self, means2d: Tensor, size: tuple[int, int]) -> None:
         """Add the gradient that the last backward pass left in `means2d` (which needs `retain_grad()`).
 
-        Args:     means2d: [N, 2] centres in pixels, of a picture of `size` (height, width).
+        Args:     means2d: [N, 2] or [1, N, 2] centres in pixels, of a picture of `size` (height, width).
         """
         if means2d.grad is None:
             _check.fail(
@@ -147,7 +147,7 @@ class DensityControl:
                 hint="call means2d.retain_grad() before loss.backward().", error=RuntimeError, means2d=means2d,
             )  # fmt: skip
         half = means2d.grad.new_tensor([size[1] / 2, size[0] / 2])
-        length = (means2d.grad * half).norm(dim=1)
+        length = (means2d.grad.reshape(-1, 2) * half).norm(dim=1)
         self._sum += length
         self._seen += length > 0
 

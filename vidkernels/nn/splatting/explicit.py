@@ -26,7 +26,7 @@ class Rendering:
 
     rgb [H, W, 3] composited, not clamped; alpha [H, W] how much is covered; depth [H, W] mean over what is seen;
     flow [F, 2, H, W] pixels that the thing seen moves until each asked time; labels [H, W, L] composited label
-    probabilities; means2d [N, 2] the centres in pixels, part of the graph (its gradient steers densification).
+    probabilities; means2d [1, N, 2] the centres in pixels, part of the graph (its gradient steers densification).
     """
 
     rgb: Tensor
@@ -97,7 +97,7 @@ class ExplicitGaussianVideo(nn.Module):
     def _splat(
         self, time: Tensor, size: tuple[int, int], attributes: Tensor, eye: tuple[float, float]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Composite any attributes [N, C]: image [H, W, C], alpha [H, W], centres in pixels [N, 2]."""
+        """Composite any attributes [N, C]: image [H, W, C], alpha [H, W], centres in pixels [1, N, 2]."""
         (height, width), rows = size, self.gaussians
         matrices, focal = self.views(time)
         if eye[0]:
@@ -242,7 +242,7 @@ class ExplicitGaussianVideo(nn.Module):
         times: float | Sequence[float] | Tensor,
         share: float = 0.5,
         *,
-        tolerance: float = 0.05,
+        tolerance: float = 0.15,
     ) -> Tensor:
         """Gaussians [N] bool whose centres lie in masks, in front of or on what is seen there, not behind it.
 
