@@ -52,7 +52,7 @@ class Config:
     """Stages, loss and learning rates; the clip's own size is not one of them.
 
     `camera`: a neural ODE moves it, or it stands still. `learning_rates` of each row of the scene and of the camera,
-    which fall to `final_rate` of themselves over all stages.
+    which fall to `final_rate` of themselves during the last stage.
     """
 
     stages: tuple[Stage, ...] = (
@@ -85,8 +85,9 @@ class Config:
         """Under a minute on two cores for 16 frames of 64 x 96."""
         return cls(
             stages=(
-                Stage(200, 300, shrink=4, stride=4),
-                Stage(200, 700, shrink=2, stride=2),
+                Stage(120, 300, shrink=4, stride=4),
+                Stage(120, 700, shrink=2, stride=2),
+                Stage(160, 1100),
                 Stage(400, 1500, controls=5),
             )
         )
@@ -179,8 +180,8 @@ class GaussianVideoHier(nn.Module):
         if config.camera:
             groups.append({"params": list(self.scene.camera.parameters()), "lr": config.learning_rates["camera"]})
         optimizer = torch.optim.Adam(groups, eps=1e-15)
-        total = sum(stage.steps for stage in config.stages)
-        decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, config.final_rate ** (1 / total))
+        # Coarse stages have far to go; only the last one settles.
+        decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, config.final_rate ** (1 / config.stages[-1].steps))
         losses: list[float] = []
         for stage in config.stages:
             small = _shrunk(video, stage.shrink)
@@ -194,7 +195,8 @@ class GaussianVideoHier(nn.Module):
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                decay.step()
+                if stage is config.stages[-1]:
+                    decay.step()
                 losses.append(loss.item())
                 if callback:
                     callback(len(losses))
@@ -209,7 +211,7 @@ class GaussianVideoHier(nn.Module):
         )
         control.prune()
         # A handful of moments see everything that stays in view for long.
-        moments = torch.linspace(0, len(frames) - 1, min(4, len(frames))).round().long().tolist()
+        moments = torch.linspace(0, len(frames) - 1, min(8, len(frames))).round().long().tolist()
         for number, moment in enumerate(moments):
             time = float(times[moment])
             target = frames[moment].float() / 255
