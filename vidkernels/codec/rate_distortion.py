@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from vidkernels import _check
@@ -131,17 +132,18 @@ def curves(points: Iterable[RDPoint]) -> dict[str, list[RDPoint]]:
 
 
 def rd_table(points: Iterable[RDPoint]) -> Table:
-    """One row per point. Sizes are whole files; "stream" is without the container."""
-    table = Table(title="rate and distortion (PSNR over RGB, mean over frames; decoding of peers: to YUV only)")
-    table.add_column("codec")
-    table.add_column("settings")
-    for heading in ("file kB", "stream kB", "bpp", "PSNR dB", "pooled dB", "encode s", "decode fps"):
-        table.add_column(heading, justify="right")
+    """One row per point, narrow enough for 80 columns. kB are whole files, "stream" is without the container."""
+    caption = "PSNR: R, G, B; mean over frames (pooled: of all pixels). dec fps of peers: to YUV only."
+    table = Table(title="rate and distortion", caption=caption, box=SIMPLE_HEAD, pad_edge=False, padding=0)
+    table.add_column("codec", no_wrap=True)
+    table.add_column("settings", overflow="fold", min_width=9)
+    for heading in ("kB", "stream", "bpp", "PSNR", "pooled", "enc s", "dec fps"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, curve in curves(points).items():
         for p in curve:
             table.add_row(
                 name,
-                " ".join(f"{key}={value}" for key, value in p.settings.items()),
+                " ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in p.settings.items()),
                 f"{p.bytes / 1000:.1f}",
                 "" if p.stream_bytes is None else f"{p.stream_bytes / 1000:.1f}",
                 f"{p.bpp:.4f}",
@@ -203,6 +205,7 @@ def plot_rd(points: Iterable[RDPoint], path: str | os.PathLike, title: str = "")
     """
     try:
         from matplotlib.figure import Figure  # no pyplot: no windows, no global state
+        from matplotlib.ticker import LogLocator, NullFormatter
     except ImportError:
         _check.fail("plot_rd", "drawing needs matplotlib.", "pip install 'vidkernels[plot]'", error=ImportError)
     drawn = curves(p for p in points if math.isfinite(p.psnr))
@@ -213,7 +216,9 @@ def plot_rd(points: Iterable[RDPoint], path: str | os.PathLike, title: str = "")
     for (name, curve), marker in zip(drawn.items(), "osD^vP*X<>hd" * len(drawn)):
         axes.plot([p.bpp for p in curve], [p.psnr for p in curve], marker=marker, markersize=5, label=name)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("bits per pixel (whole file)")
     axes.set_ylabel("PSNR over RGB, mean over frames (dB)")
     axes.grid(True, which="both", alpha=0.3)
