@@ -253,7 +253,9 @@ class _Run:
             if facts["version"] != 1:
                 raise ValueError(f"version {facts['version']}")
             size = facts["size"]
-            source = Source(Path(facts["path"]), facts["start"], facts["end"], tuple(size) if type(size) is list else size)
+            source = Source(
+                Path(facts["path"]), facts["start"], facts["end"], tuple(size) if type(size) is list else size
+            )
             clip = _Clip(source)
             grid = Grid(*clip.size, tuple(facts["quanta_log2"]))
             out = path.with_suffix("")

@@ -62,7 +62,9 @@ def _key_contexts(steps: np.ndarray) -> np.ndarray:
     stand close together."""
     distance = np.abs(steps.astype(np.int64)).sum(1)
     distance = distance + np.append(distance[1:], distance[-1:])
-    bounds = np.sort(distance)[[len(distance) * k // _KEY_CLASSES for k in range(1, _KEY_CLASSES)]] if len(steps) else []
+    bounds = (
+        np.sort(distance)[[len(distance) * k // _KEY_CLASSES for k in range(1, _KEY_CLASSES)]] if len(steps) else []
+    )
     kind = np.searchsorted(bounds, distance, side="right")
     return (np.arange(6)[:, None] * _KEY_CLASSES + kind[None]).astype(np.uint8).reshape(-1)
 
@@ -88,9 +90,9 @@ def decode_change(data: memoryview, before: np.ndarray) -> np.ndarray:
         active[places] = values == 1
     count = int(active.sum())
     change = np.zeros_like(before)
-    change[active] = decode_symbols(streams[2], ATTRIBUTES * count, _change_contexts(before[active])).reshape(
-        ATTRIBUTES, count
-    ).T
+    change[active] = (
+        decode_symbols(streams[2], ATTRIBUTES * count, _change_contexts(before[active])).reshape(ATTRIBUTES, count).T
+    )
     return change
 
 

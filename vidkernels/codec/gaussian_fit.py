@@ -127,9 +127,7 @@ def seeds(frame: torch.Tensor, weight: torch.Tensor, count: int, generator: torc
     column, row = places[:, 0].long().clamp(max=width - 1), places[:, 1].long().clamp(max=height - 1)
     r, g, b = (frame[row, column].float() / 255 / (2 * math.pi * reach**2)).unbind(1)
     zero = torch.zeros_like(size)
-    return torch.stack(
-        [*places.unbind(1), size, zero, size, (r + 2 * g + b) / 4, (r - b) / 2, (2 * g - r - b) / 4], 1
-    )
+    return torch.stack([*places.unbind(1), size, zero, size, (r + 2 * g + b) / 4, (r - b) / 2, (2 * g - r - b) / 4], 1)
 
 
 def fit_key(

@@ -71,7 +71,9 @@ class GaussianFile:
     def __getitem__(self, key: int | slice) -> torch.Tensor:
         if isinstance(key, slice):
             chosen = range(*key.indices(len(self)))
-            return torch.stack([self[i] for i in chosen]) if chosen else torch.empty(0, *self.size, 3, dtype=torch.uint8)
+            return (
+                torch.stack([self[i] for i in chosen]) if chosen else torch.empty(0, *self.size, 3, dtype=torch.uint8)
+            )
         if not -len(self) <= key < len(self):
             raise IndexError(f"frame {key} of a video of {len(self)}")
         return self.grid.draw(self.gaussians(key % len(self)))

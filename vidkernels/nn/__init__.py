@@ -1,6 +1,8 @@
-"""Drop-in modules, by family."""
+"""Modules, by family."""
 
 from vidkernels.nn.masking import *  # noqa: F403
 from vidkernels.nn.masking import __all__ as _masking
+from vidkernels.nn.splatting import *  # noqa: F403
+from vidkernels.nn.splatting import __all__ as _splatting
 
-__all__ = [*_masking]
+__all__ = [*_masking, *_splatting]

@@ -6,6 +6,8 @@ import torch
 
 from vidkernels import _check
 
+__all__ = ["splat_2d"]
+
 _NAME = "splat_2d"
 _MODES = ("sum", "alpha", "topk")
 _TOP = 10
