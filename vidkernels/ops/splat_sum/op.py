@@ -59,7 +59,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    means, shapes, colors, opacities, background, offsets = ctx.saved_tensors
+    opacities, background = ctx.saved_tensors[3:5]
     d = splat_sum_backward(grad, *ctx.saved_tensors, *ctx.vk_rest, backend=ctx.vk_backend)
     return (*d[:3], None if opacities is None else d[3], None if background is None else d[4], *[None] * 5)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 
 _ELEMENTS = 1 << 22  # pixels times Gaussians held at once
@@ -69,7 +71,7 @@ def _groups(means, conics, valid, opacities, height, width):
 
 def _images(offsets, count):
     bounds = [0, count] if offsets is None else offsets.tolist()
-    return [slice(lo, hi) for lo, hi in zip(bounds, bounds[1:], strict=False)]
+    return [slice(lo, hi) for lo, hi in pairwise(bounds)]
 
 
 def _part(tensor, rows):
