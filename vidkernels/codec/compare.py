@@ -13,24 +13,24 @@ import torch
 from vidkernels import _check
 from vidkernels.metrics import frame_psnr
 
-from . import classical
-from .protocol import Video, open_video
+from . import classical, protocol
+from .protocol import Video
 from .rate_distortion import RDPoint, load_points
 
 
 def measure_file(
-    path: str | os.PathLike, source: torch.Tensor, *, opener: Callable[..., Video] = open_video
+    path: str | os.PathLike, source: torch.Tensor, *, opener: Callable[..., Video] | None = None
 ) -> RDPoint:
     """Decode a `.vkv` file and compare it with its source: one point, timed frame by frame.
 
     Args:
         path: the file.
         source: [T, H, W, 3] uint8, the frames that it was made from.
-        opener: what opens it.
+        opener: what opens it; None: `codec.open`.
     Raises:
         ValueError: another number of frames or another size than the source's.
     """
-    video = opener(path)
+    video = (opener or protocol.open_video)(path)
     size = tuple(video.size)
     if len(video) != len(source) or size != tuple(source.shape[1:3]):
         _check.fail(
@@ -67,7 +67,7 @@ def compare(
     *,
     crfs: Sequence[float] | None = None,
     threads: int = 0,
-    opener: Callable[..., Video] = open_video,
+    opener: Callable[..., Video] | None = None,
     progress: Callable[[str], object] = lambda text: None,
 ) -> list[RDPoint]:
     """Points of files and of classical encoders on one clip.
@@ -79,7 +79,7 @@ def compare(
         peers: encoders, as `classical.encode` names them.
         crfs: qualities for every peer; None takes each encoder's own list.
         threads: of encoders and decoders; 0 lets them choose.
-        opener: what opens a `.vkv` file.
+        opener: what opens a `.vkv` file; None: `codec.open`.
         progress: called with a line before each measurement.
     Returns:
         points: files first, then peers, in the order given.
