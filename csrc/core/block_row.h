@@ -12,8 +12,6 @@ namespace {
 
 constexpr int kLong = 4;
 constexpr int kRestart = 8;
-alignas(64) constexpr float kLaneX[16] = {0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3};
-alignas(64) constexpr float kLaneY[16] = {0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3};
 
 struct Lanes {
   V16 x = load(kLaneX), y = load(kLaneY), xx = x * x, xy = x * y, yy = y * y;

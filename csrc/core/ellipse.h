@@ -16,7 +16,9 @@ namespace vk {
 namespace {
 
 constexpr float kLog2E = 1.44269504f;
-constexpr int kBlock = 4;  // pixels along each side of a block
+constexpr int kBlock = 4;  // pixels along each side of a block; a block's pixels are the lanes of a V16, row by row
+alignas(64) constexpr float kLaneX[16] = {0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3};
+alignas(64) constexpr float kLaneY[16] = {0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3};
 
 struct alignas(64) Ellipse {
   float x, y;                     // mean, in units where pixel i has its centre at i

@@ -70,6 +70,7 @@ struct TileGrid {
 
 /// A tile in blocks, inclusive.
 struct Tile {
+  Tile(int row0, int row1, int column0, int column1) : row0(row0), row1(row1), column0(column0), column1(column1) {}
   Tile(const TileGrid& grid, int64_t t)
       : row0(int(t / grid.columns) * kTileBlocks),
         row1(std::min(row0 + kTileBlocks, grid.block_rows) - 1),
@@ -89,6 +90,8 @@ class TileLists {
         images_(images),
         buckets_(count, images * (grid.tiles() + 1), kWide,
                  [&](int64_t begin, int64_t end, auto put) { visit(begin, end, offsets, put); }) {}
+
+  const TileGrid& grid() const { return grid_; }
 
   /// f(position of the ellipse) for all that may touch the tile, ascending. f returns false to stop.
   template <class F>

@@ -16,8 +16,6 @@ namespace {
 constexpr int kTileArea = kTileBlocks * kTileBlocks;
 constexpr float kLn2 = 0.693147181f;
 
-alignas(64) constexpr float kLaneX[16] = {0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3};
-alignas(64) constexpr float kLaneY[16] = {0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3};
 
 /// Memory as it comes.
 template <class T>
@@ -31,25 +29,17 @@ class Room {
   std::unique_ptr<T[]> at_;
 };
 
-struct Tile {
+/// A tile of one of several images.
+struct ImageTile : Tile {
+  ImageTile(const TileGrid& grid, int64_t t)
+      : Tile(grid, t % grid.tiles()),
+        image(t / grid.tiles()),
+        row(int(t % grid.tiles() / grid.columns)),
+        column(int(t % grid.tiles() % grid.columns)) {}
   int64_t image;
-  int row, column;                   // of tiles
-  int row0, row1, column0, column1;  // blocks, inclusive
-  int block(int row, int column) const { return (row - row0) * kTileBlocks + column - column0; }
+  int row, column;  // of tiles
+  int block(int r, int c) const { return (r - row0) * kTileBlocks + c - column0; }
 };
-
-inline Tile tile_of(int64_t t, const TileLists& lists, int64_t height, int64_t width) {
-  const int64_t place = t % lists.tiles_per_image();
-  const int row = int(place / lists.columns()), column = int(place % lists.columns());
-  const int rows = int((height + kBlock - 1) / kBlock), columns = int((width + kBlock - 1) / kBlock);
-  return {t / lists.tiles_per_image(),
-          row,
-          column,
-          row * kTileBlocks,
-          std::min((row + 1) * kTileBlocks, rows) - 1,
-          column * kTileBlocks,
-          std::min((column + 1) * kTileBlocks, columns) - 1};
-}
 
 /// exponent = k1 X^2 + k2 t^2,   t = dy - slope X
 struct Sheared {
@@ -138,7 +128,7 @@ inline void get_row(const float* in, int row, int64_t channels, int64_t n, V16* 
 
 /// f(block, row of pixels in it, first pixel in the image, pixels) for all rows of all blocks of a tile.
 template <class F>
-inline void each_row(const Tile& tile, int64_t height, int64_t width, F f) {
+inline void each_row(const ImageTile& tile, int64_t height, int64_t width, F f) {
   for (int64_t y = tile.row0 * kBlock; y < std::min<int64_t>(height, (tile.row1 + 1) * kBlock); ++y)
     for (int64_t b = tile.column0; b <= tile.column1; ++b)
       f(int((y / kBlock - tile.row0) * kTileBlocks + b - tile.column0), int(y % kBlock),

@@ -55,7 +55,7 @@ inline V16 reciprocal(const V16& v) {
 }
 
 /// Transmittance 1 in the pixels of the image, finished pixels beyond its edges.
-void open_block(int block, const Tile& tile, int64_t height, int64_t width, V16& light) {
+void open_block(int block, const ImageTile& tile, int64_t height, int64_t width, V16& light) {
   const int64_t y0 = int64_t(tile.row0 + block / kTileBlocks) * kBlock;
   const int64_t x0 = int64_t(tile.column0 + block % kTileBlocks) * kBlock;
   if (y0 + kBlock <= height && x0 + kBlock <= width) {
@@ -73,7 +73,7 @@ void open_block(int block, const Tile& tile, int64_t height, int64_t width, V16&
 template <int C>
 void render_tile(const SplatAlphaForward& a, const Ellipse* ellipses, const TileLists& lists, int64_t t) {
   const int64_t channels = C ? C : a.channels, stride = 1 + channels;
-  const Tile tile = tile_of(t, lists, a.height, a.width);
+  const ImageTile tile(lists.grid(), t);
   Room<V16> frame(kTileArea * stride);  // a block: transmittance, colours
   int open = 0;
   for (int block = 0; block < kTileArea; ++block) {
@@ -121,7 +121,7 @@ void render_tile(const SplatAlphaForward& a, const Ellipse* ellipses, const Tile
 
 template <int C>
 void render(const SplatAlphaForward& a, const Ellipse* ellipses, const TileLists& lists) {
-  parallel_each(a.images * lists.tiles_per_image(), [&](int64_t t) { render_tile<C>(a, ellipses, lists, t); });
+  parallel_each(a.images * lists.grid().tiles(), [&](int64_t t) { render_tile<C>(a, ellipses, lists, t); });
 }
 
 // ---- backward
@@ -136,9 +136,9 @@ class Slots {
   Slots(const Ellipse* ellipses, const SplatAlpha& a, const TileLists& lists)
       : count_(a.count),
         size_((kSums + a.channels + 3) / 4 * 4),
-        columns_(lists.columns()),
-        rows_(lists.rows()),
-        tiles_(a.images * lists.tiles_per_image()),
+        columns_(lists.grid().columns),
+        rows_(lists.grid().rows),
+        tiles_(a.images * lists.grid().tiles()),
         start_(a.count) {
     int64_t narrow = 0;
     for (int64_t i = 0; i < a.count; ++i) {
@@ -240,7 +240,7 @@ template <int C, bool kAbsolute>
 void gather_tile(const SplatAlphaBackward& a, const Ellipse* ellipses, const TileLists& lists, const Slots& slots,
                  int64_t t, float* through_light) {
   const int64_t channels = C ? C : a.channels, stride = 2 + channels;
-  const Tile tile = tile_of(t, lists, a.height, a.width);
+  const ImageTile tile(lists.grid(), t);
   Room<V16> frame(kTileArea * stride);  // a block: transmittance, what is to come, gradient
   Room<V16> sums(channels), seen(channels + 2);
   int open = 0;
@@ -374,9 +374,9 @@ void finish(const SplatAlphaBackward& a, const Ellipse& e, const float* m) {
 template <int C>
 void gather(const SplatAlphaBackward& a, const Ellipse* ellipses, const TileLists& lists) {
   Slots slots(ellipses, a, lists);
-  const int64_t tiles = a.images * lists.tiles_per_image();
+  const int64_t tiles = a.images * lists.grid().tiles();
   Room<float> through_light(tiles * a.channels);
-  slots.each_tile(ellipses, a.offsets, lists.tiles_per_image(), [&](int64_t t) {
+  slots.each_tile(ellipses, a.offsets, lists.grid().tiles(), [&](int64_t t) {
     float* light = &through_light[t * a.channels];
     if (a.absgrad)
       gather_tile<C, true>(a, ellipses, lists, slots, t, light);
@@ -390,7 +390,7 @@ void gather(const SplatAlphaBackward& a, const Ellipse* ellipses, const TileList
   if (!a.grad_background) return;
   for (int64_t row = 0; row < a.background_rows; ++row)
     for (int64_t ch = 0; ch < a.channels; ++ch) {
-      const int64_t per_row = a.background_rows > 1 ? lists.tiles_per_image() : tiles;
+      const int64_t per_row = a.background_rows > 1 ? lists.grid().tiles() : tiles;
       double sum = 0;
       for (int64_t t = row * per_row; t < (row + 1) * per_row; ++t) sum += through_light[t * a.channels + ch];
       a.grad_background[row * a.channels + ch] = float(sum);
@@ -407,7 +407,7 @@ void splat_alpha(const SplatAlphaForward& a) {
   });
   if (a.images * a.height * a.width == 0) return;
   const Room<Ellipse> ellipses = sorted_ellipses(a, a.order);
-  const TileLists lists(ellipses.get(), a.count, a.offsets, a.images, a.height, a.width);
+  const TileLists lists(ellipses.get(), a.count, a.offsets, a.images, TileGrid(a.height, a.width));
   switch (a.channels) {
     case 1: return render<1>(a, ellipses.get(), lists);
     case 3: return render<3>(a, ellipses.get(), lists);
@@ -418,7 +418,7 @@ void splat_alpha(const SplatAlphaForward& a) {
 
 void splat_alpha_backward(const SplatAlphaBackward& a) {
   const Room<Ellipse> ellipses = sorted_ellipses(a, a.order);
-  const TileLists lists(ellipses.get(), a.count, a.offsets, a.images, a.height, a.width);
+  const TileLists lists(ellipses.get(), a.count, a.offsets, a.images, TileGrid(a.height, a.width));
   switch (a.channels) {
     case 1: return gather<1>(a, ellipses.get(), lists);
     case 3: return gather<3>(a, ellipses.get(), lists);
