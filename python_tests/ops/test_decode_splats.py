@@ -1,4 +1,4 @@
-"""decode_splats: equal bytes on every road, golden hashes that pin the specification, and how far it is from float64."""
+"""decode_splats: equal bytes on every road, golden hashes that pin the specification, distance from float64."""
 
 import hashlib
 import math
