@@ -224,6 +224,8 @@ __forceinline__ float __fdividef(float x, float y) { return x / y; }
 __forceinline__ float __frcp_rn(float x) { return 1.0f / x; }
 __forceinline__ float __fsqrt_rn(float x) { return std::sqrt(x); }
 __forceinline__ float __fadd_rn(float x, float y) { return x + y; }
+__forceinline__ float __fsub_rn(float x, float y) { return x - y; }
+__forceinline__ float __fdiv_rn(float x, float y) { return x / y; }
 __forceinline__ float __fmul_rn(float x, float y) { return x * y; }
 __forceinline__ float __fmaf_rn(float x, float y, float z) { return std::fma(x, y, z); }
 __forceinline__ float __saturatef(float x) { return x > 0 ? (x < 1 ? x : 1.0f) : 0.0f; }

@@ -32,18 +32,12 @@ DecodeSplats arguments(int device, const Tensor& means, const Tensor& cholesky, 
   check.require(out.size(0) <= kDecodeSideLimit && out.size(1) <= kDecodeSideLimit,
                 "expected an image of at most 65536 x 65536 pixels.");
   check.require(means.size(0) < int64_t(1) << 31, "expected fewer than 2^31 Gaussians.");
-  return {means.ptr<float>(),
-          cholesky.ptr<float>(),
-          colors.ptr<float>(),
-          background.ptr<float>(),
-          out.ptr<uint8_t>(),
-          nullptr,
-          means.size(0),
-          colors.size(1),
-          out.size(0),
-          out.size(1),
-          float(pixel_center),
-          false};
+  return {means.ptr<float>(),  cholesky.ptr<float>(),
+          colors.ptr<float>(), background.ptr<float>(),
+          out.ptr<uint8_t>(),  nullptr,
+          means.size(0),       colors.size(1),
+          out.size(0),         out.size(1),
+          float(pixel_center), false};
 }
 
 #ifdef VK_BUILD_CPU

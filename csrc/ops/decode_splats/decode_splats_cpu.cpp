@@ -27,7 +27,7 @@ constexpr int kLanes = 8;
 #else
 constexpr int kLanes = 4;
 #endif
-constexpr int kParts = 16 / kLanes;  // registers of a block
+constexpr int kParts = 16 / kLanes;   // registers of a block
 constexpr int kCols = 16, kRows = 8;  // blocks of a tile: 64 x 32 pixels
 
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
@@ -244,8 +244,7 @@ void store(const Tile& t, const DecodeSplats& a, int64_t tile_col, int64_t tile_
 #endif
       for (int dy = 0; dy < tall; ++dy)
         for (int dx = 0; dx < wide; ++dx)
-          for (int c = 0; c < C; ++c)
-            out[(dy * a.width + dx) * C + c] = uint8_t(packed[4 * dy + dx] >> (8 * c));
+          for (int c = 0; c < C; ++c) out[(dy * a.width + dx) * C + c] = uint8_t(packed[4 * dy + dx] >> (8 * c));
     }
   }
 }
@@ -257,11 +256,9 @@ void render_tile(Tile& t, const DecodeSplats& a, const Record* records, const in
     for (int c = 0; c < C; ++c)
       for (int p = 0; p < kParts; ++p) t.pixels[(b * C + c) * kParts + p] = broadcast(a.background[c]);
   for (int b = 0; b < kCols; ++b)
-    for (int lane = 0; lane < 16; ++lane)
-      t.px[b][lane] = float((tile_col * kCols + b) * 4 + lane % 4) + a.pixel_center;
+    for (int lane = 0; lane < 16; ++lane) t.px[b][lane] = float((tile_col * kCols + b) * 4 + lane % 4) + a.pixel_center;
   for (int b = 0; b < kRows; ++b)
-    for (int lane = 0; lane < 16; ++lane)
-      t.py[b][lane] = float((tile_row * kRows + b) * 4 + lane / 4) + a.pixel_center;
+    for (int lane = 0; lane < 16; ++lane) t.py[b][lane] = float((tile_row * kRows + b) * 4 + lane / 4) + a.pixel_center;
   for (int64_t i = 0; i < n; ++i) draw<C>(t, records[ids[i]], tile_col, tile_row, t.px[0][0], t.py[0][0]);
   store<C>(t, a, tile_col, tile_row);
 }

@@ -40,7 +40,7 @@ def decode_splats(
     py = torch.add(torch.arange(height, dtype=torch.float32, device=means.device), number(pixel_center))
     acc = background.expand(height, width, -1).clone()
     for i in drawn.nonzero().flatten().tolist():
-        rows, cols = _window(means[i], cholesky[i], py, px)
+        rows, cols = _window(means[i], cholesky[i], py, px, pixel_center)
         dx = torch.sub(px[cols], means[i, 0])
         dy = torch.sub(py[rows], means[i, 1])
         z1 = torch.mul(dx, u1[i])
@@ -61,14 +61,14 @@ def decode_splats(
     return torch.round(torch.mul(acc, number(255.0))).to(torch.uint8)
 
 
-def _window(mean, cholesky, py, px) -> tuple[slice, slice]:
+def _window(mean, cholesky, py, px, pixel_center) -> tuple[slice, slice]:
     """Rows and columns beyond which t > TAU for certain: a matter of time only, so the bound is a lavish one."""
     x, y = mean.tolist()
     l11, l21, l22 = cholesky.tolist()
     slices = []
     for centres, middle, deviation in ((py, y, math.hypot(l21, l22)), (px, x, abs(l11))):
         reach = 3.4 * deviation + 2 + 1e-4 * abs(middle)
-        first = min(max(math.floor(middle - reach - float(centres[0])), 0), len(centres))
-        last = min(max(math.ceil(middle + reach - float(centres[0])), -1), len(centres) - 1)
+        first = min(max(math.floor(middle - reach - pixel_center), 0), len(centres))
+        last = min(max(math.ceil(middle + reach - pixel_center), -1), len(centres) - 1)
         slices.append(slice(first, max(first, last + 1)))
     return slices[0], slices[1]
