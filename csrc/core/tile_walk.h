@@ -51,27 +51,40 @@ inline Tile tile_of(int64_t t, const TileLists& lists, int64_t height, int64_t w
           std::min((column + 1) * kTileBlocks, columns) - 1};
 }
 
-/// exponent = k1 X^2 + k2 t^2,   t = dy - slope X
+constexpr float kFaint = -7.99435344f;  // log2(1 / 255): a weight below is not felt
+
+/// log2 of the weight at (X, t) = lift + k1 X^2 + k2 t^2,   t = dy - slope X
 struct Sheared {
-  float k1, k2, slope;
-  explicit Sheared(const Ellipse& e) : k1(e.q1 * e.ka * e.ka / e.kc), k2(e.kc), slope(-0.5f * e.kb / e.kc) {}
+  float k1, k2, slope, lift;
+  explicit Sheared(const Ellipse& e)
+      : k1(e.q1 * e.ka * e.ka / e.kc), k2(e.kc), slope(-0.5f * e.kb / e.kc), lift(kFaint - e.limit) {}
 };
 
-/// f(row, column, X, t, exponent) for the blocks of a tile that the ellipse touches.
+/// f(row, column, X, t, log2 of the weight) for the blocks of a tile that the ellipse touches. From one block of a row
+/// to the next the logarithm takes two additions.
 template <class F>
 inline void each_block(const Ellipse& e, const Sheared& k, const Tile& tile, F f) {
   const Range rows = block_range(e.y, e.half_height, tile.row0, tile.row1);
   if (rows.first > rows.last) return;
   alignas(64) int32_t left[16], right[16];
   block_spans(e, tile.row0, tile.column0, tile.column1, left, right);
-  const V16 lane_x = load(kLaneX), lane_y = load(kLaneY), k1(k.k1), k2(k.k2), back(-k.slope);
+  const V16 lane_x = load(kLaneX), lane_y = load(kLaneY), k1(k.k1), k2(k.k2), back(-k.slope), lift(k.lift);
+  const V16 over(kBlock), down(-kBlock * k.slope);
+  // The step from X to X + 4, and how it changes from block to block.
+  const float bend = k.k1 + k.k2 * k.slope * k.slope;
+  const V16 step_x(8.0f * k.k1), step_t(-8.0f * k.k2 * k.slope), step_1(16.0f * bend), bend_2(32.0f * bend);
   for (int r = rows.first; r <= rows.last; ++r) {
     const int first = left[r - tile.row0], last = right[r - tile.row0];
-    const V16 y = lane_y + V16(float(kBlock * r) - e.y);
-    float corner = float(kBlock * first);
-    for (int b = first; b <= last; ++b, corner += kBlock) {
-      const V16 x = lane_x + V16(corner - e.x), t = madd(x, back, y);
-      f(r, b, x, t, madd(k1 * x, x, k2 * t * t));
+    if (first > last) continue;
+    V16 x = lane_x + V16(float(kBlock * first) - e.x), t = madd(x, back, lane_y + V16(float(kBlock * r) - e.y));
+    V16 log_weight = madd(k1 * x, x, madd(k2 * t, t, lift)), step = madd(step_x, x, madd(step_t, t, step_1));
+    for (int b = first;; ++b) {
+      f(r, b, x, t, log_weight);
+      if (b == last) break;
+      x = x + over;
+      t = t + down;
+      log_weight = log_weight + step;
+      step = step + bend_2;
     }
   }
 }
