@@ -61,9 +61,9 @@ struct Sheared {
 };
 
 /// f(row, column, X, t, log2 of the weight) for the blocks of a tile that the ellipse touches. From one block of a row
-/// to the next the logarithm takes two additions.
+/// to the next the logarithm takes two additions. Always inlined: what f sums up stays in registers.
 template <class F>
-inline void each_block(const Ellipse& e, const Sheared& k, const Tile& tile, F f) {
+[[gnu::always_inline]] inline void each_block(const Ellipse& e, const Sheared& k, const Tile& tile, F f) {
   const Range rows = block_range(e.y, e.half_height, tile.row0, tile.row1);
   if (rows.first > rows.last) return;
   alignas(64) int32_t left[16], right[16];
