@@ -31,24 +31,19 @@ class Room {
   std::unique_ptr<T[]> at_;
 };
 
-struct Tile {
+/// A tile in blocks, inclusive, and where it is.
+struct ImageTile {
   int64_t image;
   int row, column;                   // of tiles
   int row0, row1, column0, column1;  // blocks, inclusive
   int block(int row, int column) const { return (row - row0) * kTileBlocks + column - column0; }
 };
 
-inline Tile tile_of(int64_t t, const TileLists& lists, int64_t height, int64_t width) {
-  const int64_t place = t % lists.tiles_per_image();
-  const int row = int(place / lists.columns()), column = int(place % lists.columns());
-  const int rows = int((height + kBlock - 1) / kBlock), columns = int((width + kBlock - 1) / kBlock);
-  return {t / lists.tiles_per_image(),
-          row,
-          column,
-          row * kTileBlocks,
-          std::min((row + 1) * kTileBlocks, rows) - 1,
-          column * kTileBlocks,
-          std::min((column + 1) * kTileBlocks, columns) - 1};
+inline ImageTile tile_of(int64_t t, const TileGrid& grid) {
+  const int64_t place = t % grid.tiles();
+  const Tile tile(grid, place);
+  return {t / grid.tiles(), int(place / grid.columns), int(place % grid.columns), tile.row0, tile.row1, tile.column0,
+          tile.column1};
 }
 
 constexpr float kFaint = -7.99435344f;  // log2(1 / 255): a weight below is not felt
@@ -63,7 +58,7 @@ struct Sheared {
 /// f(row, column, X, t, log2 of the weight) for the blocks of a tile that the ellipse touches. From one block of a row
 /// to the next the logarithm takes two additions. Always inlined: what f sums up stays in registers.
 template <class F>
-[[gnu::always_inline]] inline void each_block(const Ellipse& e, const Sheared& k, const Tile& tile, F f) {
+[[gnu::always_inline]] inline void each_block(const Ellipse& e, const Sheared& k, const ImageTile& tile, F f) {
   const Range rows = block_range(e.y, e.half_height, tile.row0, tile.row1);
   if (rows.first > rows.last) return;
   alignas(64) int32_t left[16], right[16];
@@ -151,7 +146,7 @@ inline void get_row(const float* in, int row, int64_t channels, int64_t n, V16* 
 
 /// f(block, row of pixels in it, first pixel in the image, pixels) for all rows of all blocks of a tile.
 template <class F>
-inline void each_row(const Tile& tile, int64_t height, int64_t width, F f) {
+inline void each_row(const ImageTile& tile, int64_t height, int64_t width, F f) {
   for (int64_t y = tile.row0 * kBlock; y < std::min<int64_t>(height, (tile.row1 + 1) * kBlock); ++y)
     for (int64_t b = tile.column0; b <= tile.column1; ++b)
       f(int((y / kBlock - tile.row0) * kTileBlocks + b - tile.column0), int(y % kBlock),

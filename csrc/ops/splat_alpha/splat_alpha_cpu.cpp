@@ -76,7 +76,7 @@ inline bool attenuate(V16& light, const V16& log_weight, const V16& alpha, V16& 
 }
 
 /// Transmittance 1 in the pixels of the image, finished pixels beyond its edges.
-void open_block(int block, const Tile& tile, int64_t height, int64_t width, V16& light) {
+void open_block(int block, const ImageTile& tile, int64_t height, int64_t width, V16& light) {
   const int64_t y0 = int64_t(tile.row0 + block / kTileBlocks) * kBlock;
   const int64_t x0 = int64_t(tile.column0 + block % kTileBlocks) * kBlock;
   if (y0 + kBlock <= height && x0 + kBlock <= width) {
@@ -94,7 +94,7 @@ void open_block(int block, const Tile& tile, int64_t height, int64_t width, V16&
 template <int C>
 void render_tile(const SplatAlphaForward& a, const Ellipse* ellipses, const TileLists& lists, int64_t t) {
   const int64_t channels = C ? C : a.channels, stride = 1 + channels;
-  const Tile tile = tile_of(t, lists, a.height, a.width);
+  const ImageTile tile = tile_of(t, TileGrid(a.height, a.width));
   Room<V16> frame(kTileArea * stride);  // a block: transmittance, colours
   uint8_t closed[kTileArea];            // blocks of finished pixels only
   int open = 0;
@@ -145,7 +145,8 @@ void render_tile(const SplatAlphaForward& a, const Ellipse* ellipses, const Tile
 
 template <int C>
 void render(const SplatAlphaForward& a, const Ellipse* ellipses, const TileLists& lists) {
-  parallel_each(a.images * lists.tiles_per_image(), [&](int64_t t) { render_tile<C>(a, ellipses, lists, t); });
+  parallel_each(a.images * TileGrid(a.height, a.width).tiles(),
+                [&](int64_t t) { render_tile<C>(a, ellipses, lists, t); });
 }
 
 // ---- backward
@@ -157,12 +158,12 @@ enum Sum : int { s_1, s_x, s_t, s_xx, s_xt, s_tt, abs_x, abs_y, kSums };
 /// are summed in rounds of a fixed number of tiles.
 class Slots {
  public:
-  Slots(const Ellipse* ellipses, const SplatAlpha& a, const TileLists& lists)
+  Slots(const Ellipse* ellipses, const SplatAlpha& a)
       : count_(a.count),
         size_((kSums + a.channels + 3) / 4 * 4),
-        columns_(lists.columns()),
-        rows_(lists.rows()),
-        tiles_(a.images * lists.tiles_per_image()),
+        columns_(TileGrid(a.height, a.width).columns),
+        rows_(TileGrid(a.height, a.width).rows),
+        tiles_(a.images * TileGrid(a.height, a.width).tiles()),
         start_(a.count) {
     int64_t narrow = 0;
     for (int64_t i = 0; i < a.count; ++i) {
@@ -264,7 +265,7 @@ template <int C, bool kAbsolute>
 void gather_tile(const SplatAlphaBackward& a, const Ellipse* ellipses, const TileLists& lists, const Slots& slots,
                  int64_t t, float* through_light) {
   const int64_t channels = C ? C : a.channels, stride = 2 + channels;
-  const Tile tile = tile_of(t, lists, a.height, a.width);
+  const ImageTile tile = tile_of(t, TileGrid(a.height, a.width));
   Room<V16> frame(kTileArea * stride);  // a block: transmittance, what is to come, gradient
   Room<V16> sums(channels), seen(channels + 2);
   uint8_t closed[kTileArea];  // blocks of finished pixels only
@@ -402,10 +403,10 @@ void finish(const SplatAlphaBackward& a, const Ellipse& e, const float* m) {
 
 template <int C>
 void gather(const SplatAlphaBackward& a, const Ellipse* ellipses, const TileLists& lists) {
-  Slots slots(ellipses, a, lists);
-  const int64_t tiles = a.images * lists.tiles_per_image();
+  Slots slots(ellipses, a);
+  const int64_t tiles = a.images * TileGrid(a.height, a.width).tiles();
   Room<float> through_light(tiles * a.channels);
-  slots.each_tile(ellipses, a.offsets, lists.tiles_per_image(), [&](int64_t t) {
+  slots.each_tile(ellipses, a.offsets, TileGrid(a.height, a.width).tiles(), [&](int64_t t) {
     float* light = &through_light[t * a.channels];
     if (a.absgrad)
       gather_tile<C, true>(a, ellipses, lists, slots, t, light);
@@ -419,7 +420,7 @@ void gather(const SplatAlphaBackward& a, const Ellipse* ellipses, const TileList
   if (!a.grad_background) return;
   for (int64_t row = 0; row < a.background_rows; ++row)
     for (int64_t ch = 0; ch < a.channels; ++ch) {
-      const int64_t per_row = a.background_rows > 1 ? lists.tiles_per_image() : tiles;
+      const int64_t per_row = a.background_rows > 1 ? TileGrid(a.height, a.width).tiles() : tiles;
       double sum = 0;
       for (int64_t t = row * per_row; t < (row + 1) * per_row; ++t) sum += through_light[t * a.channels + ch];
       a.grad_background[row * a.channels + ch] = float(sum);
@@ -436,7 +437,7 @@ void splat_alpha(const SplatAlphaForward& a) {
   });
   if (a.images * a.height * a.width == 0) return;
   const Room<Ellipse> ellipses = sorted_ellipses(a, a.order);
-  const TileLists lists(ellipses.get(), a.count, a.offsets, a.images, a.height, a.width);
+  const TileLists lists(ellipses.get(), a.count, a.offsets, a.images, TileGrid(a.height, a.width));
   switch (a.channels) {
     case 1: return render<1>(a, ellipses.get(), lists);
     case 3: return render<3>(a, ellipses.get(), lists);
@@ -447,7 +448,7 @@ void splat_alpha(const SplatAlphaForward& a) {
 
 void splat_alpha_backward(const SplatAlphaBackward& a) {
   const Room<Ellipse> ellipses = sorted_ellipses(a, a.order);
-  const TileLists lists(ellipses.get(), a.count, a.offsets, a.images, a.height, a.width);
+  const TileLists lists(ellipses.get(), a.count, a.offsets, a.images, TileGrid(a.height, a.width));
   switch (a.channels) {
     case 1: return gather<1>(a, ellipses.get(), lists);
     case 3: return gather<3>(a, ellipses.get(), lists);

@@ -59,7 +59,7 @@ void write_pixel(const SplatTopkForward& a, const Chosen& chosen, int64_t pixel)
 
 void render_tile(const SplatTopkForward& a, const Ellipse* ellipses, const TileLists& lists, int64_t t) {
   const int top = int(a.top);
-  const Tile tile = tile_of(t, lists, a.height, a.width);
+  const ImageTile tile = tile_of(t, TileGrid(a.height, a.width));
   Room<V16> frame(kTileArea * 2 * top);  // a block: weights, indices
   for (int64_t k = 0; k < kTileArea * 2 * top; ++k) frame[k] = V16(0.0f);
   lists.for_each(t, [&](int32_t i) {
@@ -140,7 +140,7 @@ void gather(const SplatTopkBackward& a, const Ellipse& e, int64_t image, const d
   const Range range = block_range(e.y, e.half_height, 0, rows - 1);
   const V16 faint(kFaint);
   for (int row0 = range.first; row0 <= range.last; row0 += kTileBlocks) {
-    const Tile band{image, 0, 0, row0, std::min(row0 + kTileBlocks - 1, range.last), 0, columns - 1};
+    const ImageTile band{image, 0, 0, row0, std::min(row0 + kTileBlocks - 1, range.last), 0, columns - 1};
     each_block(e, k, band, [&](int row, int column, const V16& x, const V16& t, const V16& log_weight) {
       float weights[16], xs[16], ts[16];
       store(weights, keep_ge(log_weight, faint, exp2(log_weight)));
@@ -192,8 +192,9 @@ void gather(const SplatTopkBackward& a, const Ellipse& e, int64_t image, const d
 void splat_topk(const SplatTopkForward& a) {
   if (a.images * a.height * a.width == 0) return;
   const Room<Ellipse> ellipses = all_ellipses(a);
-  const TileLists lists(ellipses.get(), a.count, a.offsets, a.images, a.height, a.width);
-  parallel_each(a.images * lists.tiles_per_image(), [&](int64_t t) { render_tile(a, ellipses.get(), lists, t); });
+  const TileLists lists(ellipses.get(), a.count, a.offsets, a.images, TileGrid(a.height, a.width));
+  parallel_each(a.images * TileGrid(a.height, a.width).tiles(),
+                [&](int64_t t) { render_tile(a, ellipses.get(), lists, t); });
 }
 
 void splat_topk_backward(const SplatTopkBackward& a) {
