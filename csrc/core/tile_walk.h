@@ -29,39 +29,55 @@ class Room {
   std::unique_ptr<T[]> at_;
 };
 
-/// A tile of one of several images.
-struct ImageTile : Tile {
-  ImageTile(const TileGrid& grid, int64_t t)
-      : Tile(grid, t % grid.tiles()),
-        image(t / grid.tiles()),
-        row(int(t % grid.tiles() / grid.columns)),
-        column(int(t % grid.tiles() % grid.columns)) {}
+/// A tile in blocks, inclusive, and where it is.
+struct ImageTile {
   int64_t image;
-  int row, column;  // of tiles
-  int block(int r, int c) const { return (r - row0) * kTileBlocks + c - column0; }
+  int row, column;                   // of tiles
+  int row0, row1, column0, column1;  // blocks, inclusive
+  int block(int row, int column) const { return (row - row0) * kTileBlocks + column - column0; }
 };
 
-/// exponent = k1 X^2 + k2 t^2,   t = dy - slope X
+inline ImageTile tile_of(int64_t t, const TileGrid& grid) {
+  const int64_t place = t % grid.tiles();
+  const Tile tile(grid, place);
+  return {t / grid.tiles(), int(place / grid.columns), int(place % grid.columns), tile.row0, tile.row1, tile.column0,
+          tile.column1};
+}
+
+constexpr float kFaint = -7.99435344f;  // log2(1 / 255): a weight below is not felt
+
+/// log2 of the weight at (X, t) = lift + k1 X^2 + k2 t^2,   t = dy - slope X
 struct Sheared {
-  float k1, k2, slope;
-  explicit Sheared(const Ellipse& e) : k1(e.q1 * e.ka * e.ka / e.kc), k2(e.kc), slope(-0.5f * e.kb / e.kc) {}
+  float k1, k2, slope, lift;
+  explicit Sheared(const Ellipse& e)
+      : k1(e.q1 * e.ka * e.ka / e.kc), k2(e.kc), slope(-0.5f * e.kb / e.kc), lift(kFaint - e.limit) {}
 };
 
-/// f(row, column, X, t, exponent) for the blocks of a tile that the ellipse touches.
+/// f(row, column, X, t, log2 of the weight) for the blocks of a tile that the ellipse touches. From one block of a row
+/// to the next the logarithm takes two additions. Always inlined: what f sums up stays in registers.
 template <class F>
-inline void each_block(const Ellipse& e, const Sheared& k, const Tile& tile, F f) {
+[[gnu::always_inline]] inline void each_block(const Ellipse& e, const Sheared& k, const ImageTile& tile, F f) {
   const Range rows = block_range(e.y, e.half_height, tile.row0, tile.row1);
   if (rows.first > rows.last) return;
   alignas(64) int32_t left[16], right[16];
   block_spans(e, tile.row0, tile.column0, tile.column1, left, right);
-  const V16 lane_x = load(kLaneX), lane_y = load(kLaneY), k1(k.k1), k2(k.k2), back(-k.slope);
+  const V16 lane_x = load(kLaneX), lane_y = load(kLaneY), k1(k.k1), k2(k.k2), back(-k.slope), lift(k.lift);
+  const V16 over(kBlock), down(-kBlock * k.slope);
+  // The step from X to X + 4, and how it changes from block to block.
+  const float bend = k.k1 + k.k2 * k.slope * k.slope;
+  const V16 step_x(8.0f * k.k1), step_t(-8.0f * k.k2 * k.slope), step_1(16.0f * bend), bend_2(32.0f * bend);
   for (int r = rows.first; r <= rows.last; ++r) {
     const int first = left[r - tile.row0], last = right[r - tile.row0];
-    const V16 y = lane_y + V16(float(kBlock * r) - e.y);
-    float corner = float(kBlock * first);
-    for (int b = first; b <= last; ++b, corner += kBlock) {
-      const V16 x = lane_x + V16(corner - e.x), t = madd(x, back, y);
-      f(r, b, x, t, madd(k1 * x, x, k2 * t * t));
+    if (first > last) continue;
+    V16 x = lane_x + V16(float(kBlock * first) - e.x), t = madd(x, back, lane_y + V16(float(kBlock * r) - e.y));
+    V16 log_weight = madd(k1 * x, x, madd(k2 * t, t, lift)), step = madd(step_x, x, madd(step_t, t, step_1));
+    for (int b = first;; ++b) {
+      f(r, b, x, t, log_weight);
+      if (b == last) break;
+      x = x + over;
+      t = t + down;
+      log_weight = log_weight + step;
+      step = step + bend_2;
     }
   }
 }

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidkernels import _native
-from vidkernels.ops.splat_alpha.cases import CASES, conic_of, scene
+from vidkernels.ops.splat_alpha.cases import CASES, conic_of, scene, settle
 from vidkernels.ops.splat_alpha.op import splat_alpha, splat_alpha_backward
 from vidkernels.testing import arguments, assert_close, assert_gradient_close
 
@@ -197,6 +197,8 @@ def test_wide_gaussians_in_rounds_are_bit_identical_for_any_thread_count(count, 
     shapes = torch.tensor([90.0, 20.0, 70.0]) * (0.7 + torch.rand(count, 1, generator=generator))
     colors, depths = torch.rand(count, 2, generator=generator), torch.rand(count, generator=generator)
     opacities = torch.rand(count, generator=generator) * 0.05 + 0.01
+    if count == 40:  # these are compared with the reference
+        opacities = settle(means, shapes, opacities, 390, 410, "cholesky", 0.5)
     offsets = torch.tensor([0, count // 3, count])
     args = [means, shapes, colors, opacities, depths, None, offsets, 390, 410, 0.5, "cholesky", None]
     grad = torch.randn(2, 390, 410, 2, generator=generator)

@@ -34,10 +34,6 @@ Room<Ellipse> sorted_ellipses(const SplatAlpha& a, const int32_t* order) {
   return ellipses;
 }
 
-inline V16 negative(V16 v) {
-  VK_EACH_PART v.p[i] = (PartF)((PartI)v.p[i] | INT32_MIN);
-  return v;
-}
 inline V16 absolute(V16 v) {
   VK_EACH_PART v.p[i] = (PartF)((PartI)v.p[i] & INT32_MAX);
   return v;
@@ -51,6 +47,31 @@ inline V16 reciprocal(const V16& v) {
   return r * (V16(2.0f) - v * r);
 #else
   return V16(1.0f) / v;
+#endif
+}
+
+/// Sends light through one more Gaussian. `alpha` counts where log_weight >= log2(1/255) in pixels that go on;
+/// `through` is what of the light it keeps. Finished pixels get a negative sign. false: none of them goes on.
+inline bool attenuate(V16& light, const V16& log_weight, const V16& alpha, V16& through, V16& next) {
+#if defined(__AVX512F__)
+  const __m512 before = (__m512)light.p[0];
+  const __mmask16 seen = _mm512_cmp_ps_mask((__m512)log_weight.p[0], _mm512_set1_ps(kFaint), _CMP_GE_OQ);
+  const __m512 kept = _mm512_maskz_mul_ps(seen, (__m512)alpha.p[0], before), rest = _mm512_sub_ps(before, kept);
+  const __mmask16 ends = _mm512_cmp_ps_mask(rest, _mm512_set1_ps(kGoesOn), _CMP_NGE_UQ);
+  through.p[0] = (PartF)_mm512_maskz_mov_ps(_mm512_knot(ends), kept);
+  next.p[0] = (PartF)rest;
+  light.p[0] = (PartF)_mm512_castsi512_ps(
+      _mm512_mask_or_epi32(_mm512_castps_si512(rest), ends, _mm512_castps_si512(before), _mm512_set1_epi32(INT32_MIN)));
+  return ends != 0xffff;
+#else
+  const V16 goes_on(kGoesOn);
+  V16 finished = light;
+  VK_EACH_PART finished.p[i] = (PartF)((PartI)light.p[i] | INT32_MIN);
+  const V16 kept = keep_ge(log_weight, V16(kFaint), alpha) * light;
+  next = light - kept;
+  through = keep_ge(next, goes_on, kept);
+  light = select_ge(next, goes_on, next, finished);
+  return any_ge(next, goes_on);
 #endif
 }
 
@@ -73,13 +94,15 @@ void open_block(int block, const ImageTile& tile, int64_t height, int64_t width,
 template <int C>
 void render_tile(const SplatAlphaForward& a, const Ellipse* ellipses, const TileLists& lists, int64_t t) {
   const int64_t channels = C ? C : a.channels, stride = 1 + channels;
-  const ImageTile tile(lists.grid(), t);
+  const ImageTile tile = tile_of(t, TileGrid(a.height, a.width));
   Room<V16> frame(kTileArea * stride);  // a block: transmittance, colours
+  uint8_t closed[kTileArea];            // blocks of finished pixels only
   int open = 0;
   for (int block = 0; block < kTileArea; ++block) {
     V16* here = &frame[block * stride];
     open_block(block, tile, a.height, a.width, here[0]);
-    open += any_ge(here[0], V16(0.0f));
+    closed[block] = !any_ge(here[0], V16(0.0f));
+    open += !closed[block];
     for (int64_t ch = 0; ch < channels; ++ch) here[1 + ch] = V16(0.0f);
   }
   lists.for_each(t, [&](int32_t i) {
@@ -87,16 +110,17 @@ void render_tile(const SplatAlphaForward& a, const Ellipse* ellipses, const Tile
     const float* color = a.colors + e.index * channels;
     V16 c[C ? C : 1];
     for (int ch = 0; ch < C; ++ch) c[ch] = V16(color[ch]);
-    const V16 limit(e.limit), weight(e.weight), goes_on(kGoesOn);
-    each_block(e, Sheared(e), tile, [&](int row, int column, const V16&, const V16&, const V16& exponent) {
-      V16* here = &frame[tile.block(row, column) * stride];
-      const V16 light = here[0];
-      if (!any_ge(light, goes_on)) return;
-      const V16 alpha = keep_ge(exponent, limit, min(weight * exp2(exponent), V16(kMost)));
-      const V16 through = alpha * light, next = light - through;
-      here[0] = select_ge(next, goes_on, next, negative(light));
-      open -= !any_ge(next, goes_on);
-      const V16 w = keep_ge(next, goes_on, through);
+    const bool may_cut = e.weight > kMost;
+    each_block(e, Sheared(e), tile, [&](int row, int column, const V16&, const V16&, const V16& log_weight) {
+      const int block = tile.block(row, column);
+      if (closed[block]) return;
+      V16* here = &frame[block * stride];
+      V16 alpha = exp2(log_weight), w, next;
+      if (may_cut) alpha = min(alpha, V16(kMost));
+      if (!attenuate(here[0], log_weight, alpha, w, next)) {
+        closed[block] = 1;
+        --open;
+      }
       if constexpr (C > 0)
         for (int ch = 0; ch < C; ++ch) here[1 + ch] = madd(w, c[ch], here[1 + ch]);
       else
@@ -121,7 +145,8 @@ void render_tile(const SplatAlphaForward& a, const Ellipse* ellipses, const Tile
 
 template <int C>
 void render(const SplatAlphaForward& a, const Ellipse* ellipses, const TileLists& lists) {
-  parallel_each(a.images * lists.grid().tiles(), [&](int64_t t) { render_tile<C>(a, ellipses, lists, t); });
+  parallel_each(a.images * TileGrid(a.height, a.width).tiles(),
+                [&](int64_t t) { render_tile<C>(a, ellipses, lists, t); });
 }
 
 // ---- backward
@@ -133,12 +158,12 @@ enum Sum : int { s_1, s_x, s_t, s_xx, s_xt, s_tt, abs_x, abs_y, kSums };
 /// are summed in rounds of a fixed number of tiles.
 class Slots {
  public:
-  Slots(const Ellipse* ellipses, const SplatAlpha& a, const TileLists& lists)
+  Slots(const Ellipse* ellipses, const SplatAlpha& a)
       : count_(a.count),
         size_((kSums + a.channels + 3) / 4 * 4),
-        columns_(lists.grid().columns),
-        rows_(lists.grid().rows),
-        tiles_(a.images * lists.grid().tiles()),
+        columns_(TileGrid(a.height, a.width).columns),
+        rows_(TileGrid(a.height, a.width).rows),
+        tiles_(a.images * TileGrid(a.height, a.width).tiles()),
         start_(a.count) {
     int64_t narrow = 0;
     for (int64_t i = 0; i < a.count; ++i) {
@@ -240,14 +265,16 @@ template <int C, bool kAbsolute>
 void gather_tile(const SplatAlphaBackward& a, const Ellipse* ellipses, const TileLists& lists, const Slots& slots,
                  int64_t t, float* through_light) {
   const int64_t channels = C ? C : a.channels, stride = 2 + channels;
-  const ImageTile tile(lists.grid(), t);
+  const ImageTile tile = tile_of(t, TileGrid(a.height, a.width));
   Room<V16> frame(kTileArea * stride);  // a block: transmittance, what is to come, gradient
   Room<V16> sums(channels), seen(channels + 2);
+  uint8_t closed[kTileArea];  // blocks of finished pixels only
   int open = 0;
   for (int block = 0; block < kTileArea; ++block) {
     V16* here = &frame[block * stride];
     open_block(block, tile, a.height, a.width, here[0]);
-    open += any_ge(here[0], V16(0.0f));
+    closed[block] = !any_ge(here[0], V16(0.0f));
+    open += !closed[block];
     const int64_t y0 = int64_t(tile.row0 + block / kTileBlocks) * kBlock;
     const int64_t x0 = int64_t(tile.column0 + block % kTileBlocks) * kBlock;
     const int64_t rows = std::min<int64_t>(kBlock, a.height - y0), n = std::min<int64_t>(kBlock, a.width - x0);
@@ -284,16 +311,17 @@ void gather_tile(const SplatAlphaBackward& a, const Ellipse* ellipses, const Til
     const Sheared k(e);
     // conic d = (ax X - am t, at t)
     const V16 ax(-2.0f * kLn2 * k.k1), at(-2.0f * kLn2 * k.k2), am = at * V16(k.slope);
-    const V16 limit(e.limit), weight(e.weight), goes_on(kGoesOn);
-    each_block(e, k, tile, [&](int row, int column, const V16& x, const V16& y, const V16& exponent) {
-      V16* here = &frame[tile.block(row, column) * stride];
-      const V16 light = here[0];
-      if (!any_ge(light, goes_on)) return;
-      const V16 raw = weight * exp2(exponent), cut = keep_ge(exponent, limit, min(raw, V16(kMost)));
-      const V16 passes = cut * light, next = light - passes;
-      here[0] = select_ge(next, goes_on, next, negative(light));
-      open -= !any_ge(next, goes_on);
-      const V16 w = keep_ge(next, goes_on, passes), alpha = keep_ge(next, goes_on, cut);
+    const bool may_cut = e.weight > kMost;
+    each_block(e, k, tile, [&](int row, int column, const V16& x, const V16& y, const V16& log_weight) {
+      const int block = tile.block(row, column);
+      if (closed[block]) return;
+      V16* here = &frame[block * stride];
+      const V16 raw = exp2(log_weight);
+      V16 w, next;
+      if (!attenuate(here[0], log_weight, may_cut ? min(raw, V16(kMost)) : raw, w, next)) {
+        closed[block] = 1;
+        --open;
+      }
       V16 along(0.0f);
       if constexpr (C > 0) {
         for (int ch = 0; ch < C; ++ch) {
@@ -308,9 +336,11 @@ void gather_tile(const SplatAlphaBackward& a, const Ellipse* ellipses, const Til
           sums[ch] = madd(w, g, sums[ch]);
         }
       }
-      const V16 lit = w * along, rest = here[1] - lit;
+      // alpha d alpha = w (along - rest / next), because next = light (1 - alpha)
+      const V16 rest = here[1] - w * along;
       here[1] = rest;
-      const V16 s = keep_ge(V16(kMost), raw, lit - rest * alpha * reciprocal(V16(1.0f) - alpha));
+      V16 s = w * (along - rest * reciprocal(next));
+      if (may_cut) s = keep_ge(V16(kMost), raw, s);
       const V16 sx = s * x, sy = s * y;
       m[s_1] = m[s_1] + s;
       m[s_x] = m[s_x] + sx;
@@ -373,10 +403,10 @@ void finish(const SplatAlphaBackward& a, const Ellipse& e, const float* m) {
 
 template <int C>
 void gather(const SplatAlphaBackward& a, const Ellipse* ellipses, const TileLists& lists) {
-  Slots slots(ellipses, a, lists);
-  const int64_t tiles = a.images * lists.grid().tiles();
+  Slots slots(ellipses, a);
+  const int64_t tiles = a.images * TileGrid(a.height, a.width).tiles();
   Room<float> through_light(tiles * a.channels);
-  slots.each_tile(ellipses, a.offsets, lists.grid().tiles(), [&](int64_t t) {
+  slots.each_tile(ellipses, a.offsets, TileGrid(a.height, a.width).tiles(), [&](int64_t t) {
     float* light = &through_light[t * a.channels];
     if (a.absgrad)
       gather_tile<C, true>(a, ellipses, lists, slots, t, light);
@@ -390,7 +420,7 @@ void gather(const SplatAlphaBackward& a, const Ellipse* ellipses, const TileList
   if (!a.grad_background) return;
   for (int64_t row = 0; row < a.background_rows; ++row)
     for (int64_t ch = 0; ch < a.channels; ++ch) {
-      const int64_t per_row = a.background_rows > 1 ? lists.grid().tiles() : tiles;
+      const int64_t per_row = a.background_rows > 1 ? TileGrid(a.height, a.width).tiles() : tiles;
       double sum = 0;
       for (int64_t t = row * per_row; t < (row + 1) * per_row; ++t) sum += through_light[t * a.channels + ch];
       a.grad_background[row * a.channels + ch] = float(sum);

@@ -59,15 +59,15 @@ void write_pixel(const SplatTopkForward& a, const Chosen& chosen, int64_t pixel)
 
 void render_tile(const SplatTopkForward& a, const Ellipse* ellipses, const TileLists& lists, int64_t t) {
   const int top = int(a.top);
-  const ImageTile tile(lists.grid(), t);
+  const ImageTile tile = tile_of(t, TileGrid(a.height, a.width));
   Room<V16> frame(kTileArea * 2 * top);  // a block: weights, indices
   for (int64_t k = 0; k < kTileArea * 2 * top; ++k) frame[k] = V16(0.0f);
   lists.for_each(t, [&](int32_t i) {
     const Ellipse& e = ellipses[i];
-    const V16 limit(e.limit), weight(e.weight);
-    each_block(e, Sheared(e), tile, [&](int row, int column, const V16&, const V16&, const V16& exponent) {
+    const V16 faint(kFaint);
+    each_block(e, Sheared(e), tile, [&](int row, int column, const V16&, const V16&, const V16& log_weight) {
       V16 *weights = &frame[tile.block(row, column) * 2 * top], *indices = weights + top;
-      V16 w = keep_ge(exponent, limit, weight * exp2(exponent)), index(as_lane(e.index));
+      V16 w = keep_ge(log_weight, faint, exp2(log_weight)), index(as_lane(e.index));
       for (int k = 0; k < top; ++k) {
         const V16 kept = weights[k], kept_index = indices[k];
         weights[k] = max(kept, w);
@@ -95,10 +95,10 @@ void render_tile(const SplatTopkForward& a, const Ellipse* ellipses, const TileL
 
 // ---- backward
 
-/// exp(-sigma) at one pixel.
-float bell(const Ellipse& e, const Sheared& s, float px, float py) {
+/// o exp(-sigma) at one pixel.
+float weight_at(const Ellipse& e, const Sheared& s, float px, float py) {
   const float x = px - e.x, t = py - e.y - s.slope * x;
-  return std::exp2(s.k1 * x * x + s.k2 * t * t);
+  return std::exp2(s.lift + s.k1 * x * x + s.k2 * t * t);
 }
 
 inline double dot(const float* a, const float* b, int64_t n) {
@@ -118,7 +118,7 @@ void weigh_pixels(const SplatTopkBackward& a, const Ellipse* ellipses, double* s
         const int32_t i = a.index[p * a.top + k];
         if (uint32_t(i) >= uint64_t(a.count)) continue;
         const Ellipse& e = ellipses[i];
-        const float w = e.weight * bell(e, Sheared(e), float(p % a.width), float(p / a.width % a.height));
+        const float w = weight_at(e, Sheared(e), float(p % a.width), float(p / a.width % a.height));
         total += w;
         sum += w * dot(grad, a.colors + i * a.channels, a.channels);
       }
@@ -138,24 +138,24 @@ void gather(const SplatTopkBackward& a, const Ellipse& e, int64_t image, const d
   for (int64_t ch = 0; ch < a.channels; ++ch) sums[ch] = 0;
   const int rows = int((a.height + kBlock - 1) / kBlock), columns = int((a.width + kBlock - 1) / kBlock);
   const Range range = block_range(e.y, e.half_height, 0, rows - 1);
-  const V16 limit(e.limit);
+  const V16 faint(kFaint);
   for (int row0 = range.first; row0 <= range.last; row0 += kTileBlocks) {
-    const Tile band(row0, std::min(row0 + kTileBlocks - 1, range.last), 0, columns - 1);
-    each_block(e, k, band, [&](int row, int column, const V16& x, const V16& t, const V16& exponent) {
-      float bells[16], xs[16], ts[16];
-      store(bells, keep_ge(exponent, limit, exp2(exponent)));
+    const ImageTile band{image, 0, 0, row0, std::min(row0 + kTileBlocks - 1, range.last), 0, columns - 1};
+    each_block(e, k, band, [&](int row, int column, const V16& x, const V16& t, const V16& log_weight) {
+      float weights[16], xs[16], ts[16];
+      store(weights, keep_ge(log_weight, faint, exp2(log_weight)));
       store(xs, x);
       store(ts, t);
       for (int lane = 0; lane < 16; ++lane) {
         const int64_t py = row * kBlock + lane / kBlock, px = column * kBlock + lane % kBlock;
-        if (!(bells[lane] > 0) || py >= a.height || px >= a.width) continue;
+        if (!(weights[lane] > 0) || py >= a.height || px >= a.width) continue;
         const int64_t p = (image * a.height + py) * a.width + px;
         const int32_t* index = a.index + p * a.top;
         bool chosen = false;
         for (int64_t j = 0; j < a.top; ++j) chosen |= index[j] == int32_t(g);
         if (!chosen) continue;
         const float* grad = a.grad_image + p * a.channels;
-        const double share = e.weight * bells[lane] * scale[p];
+        const double share = weights[lane] * scale[p];
         for (int64_t ch = 0; ch < a.channels; ++ch) sums[ch] += share * grad[ch];
         const double s = share * (dot(grad, color, a.channels) - mean[p]), sx = s * xs[lane], st = s * ts[lane];
         s_1 += s;
@@ -193,7 +193,8 @@ void splat_topk(const SplatTopkForward& a) {
   if (a.images * a.height * a.width == 0) return;
   const Room<Ellipse> ellipses = all_ellipses(a);
   const TileLists lists(ellipses.get(), a.count, a.offsets, a.images, TileGrid(a.height, a.width));
-  parallel_each(a.images * lists.grid().tiles(), [&](int64_t t) { render_tile(a, ellipses.get(), lists, t); });
+  parallel_each(a.images * TileGrid(a.height, a.width).tiles(),
+                [&](int64_t t) { render_tile(a, ellipses.get(), lists, t); });
 }
 
 void splat_topk_backward(const SplatTopkBackward& a) {
