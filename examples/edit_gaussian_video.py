@@ -54,9 +54,9 @@ def real(frames: int, size: tuple[int, int]) -> Clip:
     video = video[:, :, left : left + size[1]].contiguous()
     flow, trusted = match_blocks(video)
     picture = video[frames // 2].float()
-    grey_fur = (picture.amax(2) - picture.amin(2) < 45) & (picture.mean(2) > 70)
+    grey_fur = (picture.amax(2) - picture.amin(2) < 45) & (picture.mean(2) > 50)
     y, x = torch.meshgrid(torch.linspace(0, 1, size[0]), torch.linspace(0, 1, size[1]), indexing="ij")
-    place = (x > 0.08) & (x < 0.48) & (y > 0.05) & (y < 0.95)
+    place = (x > torch.where(y < 0.4, 0.08, 0.21)) & (x < 0.48) & (y > 0.05) & (y < 0.95)
     # A majority of the neighbourhood: no stray pixels of rock or bark.
     mask = F.avg_pool2d((grey_fur & place).float()[None], 5, 1, 2) > 0.5
     return Clip(video, Priors(flow=flow, flow_valid=trusted), mask, [frames // 2])
@@ -214,7 +214,9 @@ def main(arguments: list[str] | None = None) -> None:
         )
     draw_tracks(options.out / "tracks.png", scene, clip, times)
 
-    chosen = scene.select_by_mask(clip.masks, [times[i] for i in clip.mask_frames])
+    # Without a depth prior, what is behind the mask's surface cannot be told from it.
+    tolerance = 1.0 if clip.priors.depth is None else 0.15
+    chosen = scene.select_by_mask(clip.masks, [times[i] for i in clip.mask_frames], tolerance=tolerance)
     # Orange, with the shading as it was.
     recoloured = scene.edited(
         chosen, color=lambda colors: colors.mean(1, keepdim=True) * colors.new_tensor([2, 1, 0.2])
