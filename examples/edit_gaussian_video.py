@@ -225,8 +225,8 @@ def main(arguments: list[str] | None = None) -> None:
     removed = scene.edited(chosen, remove=True)
     title = "the selection removed; what it hides all the time stays black"
     draw(options.out / "removed.png", strip(removed.video(moments, size)), title)
-    moved = scene.edited(chosen, shift=(0.3, -0.3, 0.0))
-    draw(options.out / "moved.png", strip(moved.video(moments, size)), "the selection moved right and up")
+    moved = scene.edited(chosen, shift=(0.3, -0.3, -0.5))
+    draw(options.out / "moved.png", strip(moved.video(moments, size)), "the selection moved right, up and to the front")
     log = {
         "clip": options.clip,
         "steps": config.steps,
