@@ -8,6 +8,8 @@ import torch
 from vidkernels import methods
 from vidkernels import nn as vknn
 
+pytest.importorskip("torchdiffeq")
+
 # Fixed before the method was first run on this clip.
 FINITE_DIFFERENCE = 1e-3
 CAMERA_GAIN_DB = 2.0

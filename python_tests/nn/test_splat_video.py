@@ -32,6 +32,7 @@ def layers():
 
 
 def moving_camera(dtype=torch.float32):
+    pytest.importorskip("torchdiffeq")
     generator = torch.Generator().manual_seed(5)
     place = torch.randn(20, 5, 3, generator=generator) * torch.tensor([0.5, 0.5, 0.1]) + torch.tensor([0, 0, 2.0])
     colors = torch.rand(20, 3, generator=generator)
@@ -275,6 +276,7 @@ def test_camera_solves_its_equation():
 
 
 def test_camera_starts_at_rest():
+    pytest.importorskip("torchdiffeq")
     camera = vknn.CameraODE()
     assert not camera(torch.tensor([0.0, 0.5, 1.0])).detach().any()
     camera(torch.tensor([0.7])).sum().backward()

@@ -221,7 +221,10 @@ class SplatterAVideo(nn.Module):
         )  # fmt: skip
         rows = self.scene.gaussians
         optimizer = torch.optim.Adam(
-            [{"params": [value], "lr": config.learning_rates[name]} for name, value in rows.items()], eps=1e-15
+            [{"params": [value], "lr": config.learning_rates[name]} for name, value in rows.items()],
+            # A gradient is about as large as the part of the picture that a Gaussian shows in. With a tiny epsilon
+            # the hidden ones would take full steps, too, and drift until they turn up elsewhere.
+            eps=0.1 / (video.shape[1] * video.shape[2]),
         )
         decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, config.final_rate ** (1 / config.steps))
         control = vknn.DensityControl(

@@ -77,12 +77,22 @@ class ExplicitGaussianVideo(nn.Module):
         like = self.gaussians["opacities"]
         return torch.as_tensor(times, dtype=like.dtype, device=like.device).reshape(-1)
 
+    def _state(self, times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scene positions, camera matrices and focal lengths, each evaluated once for all times."""
+        return self.centres(times), *self.views(times)
+
     def screen(self, times: float | Sequence[float] | Tensor, size: tuple[int, int]) -> Tensor:
         """Centres as pixels and depth: [T, N, 3] of (x, y, z) in frames of `size`."""
-        times = self._times(times)
-        matrices, focal = self.views(times)
-        seen = self.centres(times) @ matrices[:, :3, :3].transpose(1, 2) + matrices[:, None, :3, 3]
-        return _to_pixels(seen, focal[:, None, None], size, self.camera_model)
+        return self._on_screen(self._state(self._times(times)), size)
+
+    def _on_screen(self, state: tuple[Tensor, Tensor, Tensor], size: tuple[int, int]) -> Tensor:
+        places, matrices, focal = state
+        seen = places @ matrices[:, :3, :3].transpose(1, 2) + matrices[:, None, :3, 3]
+        plane, depth = seen[..., :2], seen[..., 2:]
+        if self.camera_model == "pinhole":
+            plane = plane / depth.clamp(min=_NEAR)
+        middle = torch.tensor([size[1], size[0]], dtype=seen.dtype, device=seen.device) / 2
+        return torch.cat([plane * focal[:, None, None] * (size[0] / 2) + middle, depth], -1)
 
     def unproject(self, pixels: Tensor, depth: Tensor, time: float, size: tuple[int, int]) -> Tensor:
         """Scene points [P, 3] seen at `pixels` [P, 2] and `depth` [P] at one time."""
@@ -95,11 +105,19 @@ class ExplicitGaussianVideo(nn.Module):
         return (seen - matrices[0, :3, 3]) @ torch.linalg.inv(matrices[0, :3, :3]).T
 
     def _splat(
-        self, time: Tensor, size: tuple[int, int], attributes: Tensor, eye: tuple[float, float]
+        self,
+        time: Tensor,
+        state: tuple[Tensor, Tensor, Tensor],
+        size: tuple[int, int],
+        attributes: Tensor,
+        eye: tuple[float, float] = (0.0, 0.0),
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Composite any attributes [N, C]: image [H, W, C], alpha [H, W], centres in pixels [1, N, 2]."""
+        """Composite any attributes [N, C] at the first time of `state`, which is `time`.
+
+        Returns:  image [H, W, C], alpha [H, W], centres in pixels [1, N, 2].
+        """
         (height, width), rows = size, self.gaussians
-        matrices, focal = self.views(time)
+        places, matrices, focal = state[0][0], state[1][:1], state[2]
         if eye[0]:
             # Seen from beside, keeping the plane at depth eye[1] in place: a shear along the line of sight.
             shear = torch.eye(4, dtype=time.dtype, device=time.device)
@@ -110,7 +128,7 @@ class ExplicitGaussianVideo(nn.Module):
         zero, one = torch.zeros_like(half), torch.ones_like(half)
         intrinsics = torch.stack([half, zero, one * width / 2, zero, half, one * height / 2, zero, zero, one])
         image, alpha, meta = vkf.rasterization(
-            self.centres(time)[0],
+            places,
             self.quaternions(time),
             rows["log_scales"].exp(),
             rows["opacities"].sigmoid(),
@@ -144,14 +162,15 @@ class ExplicitGaussianVideo(nn.Module):
         Returns:  Rendering. Differentiable in all parameters.
         """
         now = self._times(time)
-        start = self.screen(now, size)[0]
+        state = self._state(now if flow_to is None else torch.cat([now, self._times(flow_to)]))
+        start, *_ = places = self._on_screen(state, size)
         parts = [self.gaussians["colors"], start[:, 2:]]
         if flow_to is not None:
-            moved = self.screen(flow_to, size)[..., :2] - start[:, :2]
+            moved = places[1:, :, :2] - start[:, :2]
             parts.append(moved.permute(1, 0, 2).flatten(1))
         if "labels" in self.gaussians:
             parts.append(self.gaussians["labels"].softmax(1))
-        image, alpha, means2d = self._splat(now, size, torch.cat(parts, 1), eye)
+        image, alpha, means2d = self._splat(now, state, size, torch.cat(parts, 1), eye)
         split = list(image.split([part.shape[1] for part in parts], 2))
         covered = alpha.clamp(min=_THIN).unsqueeze(2)
         flow = None
@@ -168,7 +187,8 @@ class ExplicitGaussianVideo(nn.Module):
 
     def forward(self, time: float, size: tuple[int, int]) -> Tensor:
         """The picture at one time: [H, W, 3], 0 to 1 where the fit is good, not clamped."""
-        return self._splat(self._times(time), size, self.gaussians["colors"], (0.0, 0.0))[0]
+        now = self._times(time)
+        return self._splat(now, self._state(now), size, self.gaussians["colors"])[0]
 
     @torch.no_grad()
     def video(self, times: Sequence[float] | Tensor, size: tuple[int, int]) -> Tensor:
@@ -219,10 +239,10 @@ class ExplicitGaussianVideo(nn.Module):
         """
         times, now = self._times(times), self._times(time)
         points = points.to(times)
-        here = self.screen(now, size)[0]
-        moved = self.screen(times, size)
-        attributes = torch.cat([here[:, 2:], (moved - here).permute(1, 0, 2).flatten(1)], 1)
-        image, alpha, _ = self._splat(now, size, attributes, (0.0, 0.0))
+        state = self._state(torch.cat([now, times]))
+        here, *_ = places = self._on_screen(state, size)
+        attributes = torch.cat([here[:, 2:], (places[1:] - here).permute(1, 0, 2).flatten(1)], 1)
+        image, alpha, _ = self._splat(now, state, size, attributes)
         values = _sample(image / alpha.clamp(min=_THIN).unsqueeze(2), points)
         steps = values[:, 1:].unflatten(1, (-1, 3)).permute(1, 0, 2)
         positions = points + steps[..., :2]
@@ -328,14 +348,6 @@ def spread_pixels(
     place = (start + torch.arange(count, device=device)[:, None] * step) % 1
     row, column = (place * torch.tensor(size, device=device)).long().unbind(1)
     return row, column
-
-
-def _to_pixels(seen: Tensor, focal: Tensor, size: tuple[int, int], camera_model: str) -> Tensor:
-    plane, depth = seen[..., :2], seen[..., 2:]
-    if camera_model == "pinhole":
-        plane = plane / depth.clamp(min=_NEAR)
-    middle = torch.tensor([size[1], size[0]], dtype=seen.dtype, device=seen.device) / 2
-    return torch.cat([plane * focal * (size[0] / 2) + middle, depth], -1)
 
 
 def _sample(image: Tensor, points: Tensor) -> Tensor:
