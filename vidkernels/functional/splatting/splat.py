@@ -34,7 +34,7 @@ def splat_2d(
     sum:   image[p] = background + sum_i w_i c_i                                no order, no transmittance
     alpha: image[p] = sum_i T_i a_i c_i + T background, a_i = min(0.99, w_i), T_i = prod_{j before i} (1 - a_j),
            by ascending depth (ties: by index), ending before T would fall to 1e-4
-    topk:  image[p] = background (1 - any) + sum of w_i c_i / sum of w_i over the 10 largest w_i
+    topk:  image[p] = sum of w_i c_i / (sum of w_i + 1e-4) over the 10 largest w_i; background where there is none
     Convention: means in pixels, x to the right, y down; the centre of pixel (row r, column c) is (c + pixel_center,
         r + pixel_center). L = [[l11, 0], [l21, l22]] is the Cholesky factor of the covariance.
     Args:
@@ -96,14 +96,27 @@ def splat_2d(
     means, cholesky, colors = means.to(dtype), cholesky.to(dtype), colors.to(dtype)
     opacities = None if opacities is None else opacities.to(dtype)
     background = None if background is None else background.to(dtype)
-    place = (height, width, float(pixel_center), "cholesky")
+    centre = float(pixel_center)
     meta = {}
     if mode == "sum":
         from vidkernels.ops.splat_sum.op import splat_sum
 
-        image = splat_sum(means, cholesky, colors, opacities, background, batch_offsets, *place, backend=backend)
+        image = splat_sum(means, cholesky, colors, opacities, background, batch_offsets, height, width, centre,
+                          "cholesky", backend=backend)  # fmt: skip
+    elif mode == "alpha":
+        from vidkernels.ops.splat_alpha.op import splat_alpha
+
+        opacities = means.new_ones(count) if opacities is None else opacities
+        depths = means.new_zeros(count) if depths is None else depths.detach().to(dtype)
+        image, meta["alpha"], _ = splat_alpha(means, cholesky, colors, opacities, depths, background, batch_offsets,
+                                              height, width, centre, "cholesky", None, backend=backend)  # fmt: skip
     else:
-        _check.fail(_NAME, f"mode {mode!r} is not in this build.")
+        from vidkernels.ops.splat_topk.op import splat_topk
+
+        image, meta["index"] = splat_topk(means, cholesky, colors, opacities, batch_offsets, height, width, _TOP,
+                                          centre, "cholesky", backend=backend)  # fmt: skip
+        if background is not None:
+            image = torch.where(meta["index"][..., :1] < 0, background[:, None, None], image)
     if batch_offsets is None:
         image, meta = image[0], {name: value[0] for name, value in meta.items()}
     return (image, meta) if return_meta else image
