@@ -7,6 +7,7 @@ import math
 import torch
 
 from vidkernels._case import Case
+from vidkernels.ops._scenes import conic_of, scene, unsettled
 
 _ALL = ("means", "shapes", "colors", "opacities", "background")
 _TYPES = (torch.float32, torch.float64)
@@ -15,33 +16,27 @@ _IMAGE = {torch.float64: 1e-12, torch.float32: 1e-5}
 _GRADIENT = {torch.float64: 1e-12, torch.float32: 1e-4}
 
 
-def scene(g, count: int, height: int, width: int, channels: int, cover: float = 0.7):
-    """Gaussians scattered over the image, sized so that they overlap, of all orientations."""
-    means = torch.rand(count, 2, generator=g, dtype=torch.float64) * torch.tensor([width, height])
-    size = cover * math.sqrt(height * width / max(1, count)) * torch.exp(0.5 * torch.randn(count, generator=g).double())
-    stretch = torch.exp(0.45 * torch.randn(count, generator=g).double())
-    sx, sy = (size * stretch).clamp(min=0.5), (size / stretch).clamp(min=0.5)
-    angle = torch.rand(count, generator=g, dtype=torch.float64) * math.pi
-    cos, sin = angle.cos(), angle.sin()
-    xx, yy = (cos * sx) ** 2 + (sin * sy) ** 2, (sin * sx) ** 2 + (cos * sy) ** 2
-    l11 = xx.sqrt()
-    l21 = cos * sin * (sx**2 - sy**2) / l11
-    cholesky = torch.stack([l11, l21, (yy - l21**2).clamp(min=1e-4).sqrt()], 1)
-    return means, cholesky, torch.rand(count, channels, generator=g, dtype=torch.float64) * 0.2
-
-
-def conic_of(cholesky):
-    l1, l2, l3 = cholesky.unbind(1)
-    return torch.stack([l2 * l2 + l3 * l3, -l1 * l2, l1 * l1], 1) / ((l1 * l3) ** 2)[:, None]
+def settle(means, shapes, opacities, height, width, form):
+    """The shapes, a little larger where a weight would sit on 1/255: in float32 it could fall on either side."""
+    for _ in range(20):
+        conics = shapes.double() if form == "conic" else conic_of(shapes.double())
+        weights = torch.ones(len(means)).double() if opacities is None else opacities.double()
+        bad = unsettled(means.double(), conics, weights, height, width, 0.5, 1 / 255)
+        if not bool(bad.any()):
+            return shapes
+        shapes = torch.where(bad[:, None], shapes * (1 - 1e-3 if form == "conic" else 1 + 1e-3), shapes)
+    raise RuntimeError("settle: some pixels stay on the threshold")
 
 
 def _args(count, height, width, channels, *, form="cholesky", opacity=True, background=True, offsets=None, cover=0.7):
     def args(g, dtype):
         means, shapes, colors = scene(g, count, height, width, channels, cover)
         shapes = conic_of(shapes) if form == "conic" else shapes
+        means, shapes, colors = means.to(dtype), shapes.to(dtype), 0.2 * colors
         opacities = (torch.rand(count, generator=g).double() * 0.9 + 0.1).to(dtype) if opacity else None
+        shapes = settle(means, shapes, opacities, height, width, form)
         back = torch.rand(1 if offsets is None else len(offsets) - 1, channels, generator=g).to(dtype)
-        return (means.to(dtype), shapes.to(dtype), colors.to(dtype), opacities, back if background else None,
+        return (means, shapes, colors.to(dtype), opacities, back if background else None,
                 None if offsets is None else torch.tensor(offsets), height, width, 0.5, form)  # fmt: skip
 
     return args

@@ -14,6 +14,7 @@ import math
 import torch
 
 from vidkernels._case import Case
+from vidkernels.ops._scenes import scene
 from vidkernels.ops.splat_topk import reference
 
 _TYPES = (torch.float32, torch.float64)
@@ -21,21 +22,6 @@ _TYPES = (torch.float32, torch.float64)
 _IMAGE = {torch.float64: 1e-12, torch.float32: 1e-5}
 _GRADIENT = {torch.float64: 1e-12, torch.float32: 1e-4}
 _MARGIN = 5e-6
-
-
-def scene(g, count: int, height: int, width: int, channels: int, cover: float):
-    """Gaussians scattered over the image, sized so that they overlap, of all orientations."""
-    means = torch.rand(count, 2, generator=g, dtype=torch.float64) * torch.tensor([width, height])
-    size = cover * math.sqrt(height * width / max(1, count)) * torch.exp(0.5 * torch.randn(count, generator=g).double())
-    stretch = torch.exp(0.45 * torch.randn(count, generator=g).double())
-    sx, sy = (size * stretch).clamp(min=0.5), (size / stretch).clamp(min=0.5)
-    angle = torch.rand(count, generator=g, dtype=torch.float64) * math.pi
-    cos, sin = angle.cos(), angle.sin()
-    xx, yy = (cos * sx) ** 2 + (sin * sy) ** 2, (sin * sx) ** 2 + (cos * sy) ** 2
-    l11 = xx.sqrt()
-    l21 = cos * sin * (sx**2 - sy**2) / l11
-    cholesky = torch.stack([l11, l21, (yy - l21**2).clamp(min=1e-4).sqrt()], 1)
-    return means, cholesky, torch.rand(count, channels, generator=g, dtype=torch.float64)
 
 
 def conic_of(cholesky):
@@ -176,7 +162,8 @@ _MAKE = {
 
 CASES = {
     "splat_topk": [
-        Case(name, make, grad=grad, dtypes=_TYPES, rtol=_IMAGE, bytes=_bytes) for name, (make, grad) in _MAKE.items()
+        Case(name, make, grad=grad, dtypes=_TYPES, rtol=_IMAGE, grad_rtol=_GRADIENT, bytes=_bytes)
+        for name, (make, grad) in _MAKE.items()
     ],
     "splat_topk_backward": [
         Case(
