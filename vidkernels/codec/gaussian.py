@@ -99,11 +99,11 @@ def _plan(clip: _Clip, grid: Grid, goal: Goal, gop: int) -> Plan:
         return Plan(count, key_steps, min(steps, 400), price=0.001)
     if goal.bytes is not None:
         bits = 8 * goal.bytes / (frames * pixels)
-        suits = round(pixels / 77 * (bits / 0.11) ** 1.25)  # measured on one clip; the price does the rest
+        suits = round(pixels / 51 * (bits / 0.12) ** 1.25)  # measured on one clip; the price does the rest
         affordable = int(_KEY_SHARE * goal.bytes / keys / _KEY_BYTES)
-        return Plan(max(16, min(suits, affordable)), 800, 100, price=0.001, bytes=goal.bytes)
-    density = 10 ** ((goal.psnr - 37) / 9)  # measured on one clip; the price does the rest
-    return Plan(max(16, round(count * min(8.0, density))), 800, 100, price=0.001, psnr=goal.psnr)
+        return Plan(max(16, min(suits, affordable)), 800, 100, price=0.002, bytes=goal.bytes)
+    density = 10 ** ((goal.psnr - 35.1) / 9)  # measured on one clip; the price does the rest
+    return Plan(max(16, round(count * min(8.0, density))), 800, 100, price=0.002, psnr=goal.psnr)
 
 
 class _Run:
@@ -183,9 +183,9 @@ class _Run:
             each = (self.plan.bytes * 0.98 - 600 - key * keys) / max(1, len(self.clip) - keys)
             due = key * (len(self.gops) + 1) + each * (self.done - len(self.gops) - 1)
             due += each * 4  # a few frames' worth of slack
-            self.plan = self.plan.steered(self.bytes + int(each * 4), due, None)
+            self.plan = self.plan.steered(self.bytes + int(each * 4), due, 0.0)
         else:
-            self.plan = self.plan.steered(0, 0.0, self.psnr())
+            self.plan = self.plan.steered(0, 0.0, _decibels(self.squares[-1]))
 
     def close_gop(self, first: int) -> None:
         data = join_gop(self.frames[0].shape[0], self.coded)

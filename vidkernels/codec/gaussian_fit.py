@@ -26,6 +26,10 @@ _BITS_PER_UNIT = 2.0  # what a unit of change costs, roughly
 _GROWTH = (0.5, 0.75, 1.0)  # of the Gaussians, in equal parts of the first half of a key frame's descent
 
 
+_PRICES = (3e-4, 0.05)  # between which steering stays
+_GAIN = 0.15  # of the price, logarithmically, for a decibel off the goal
+
+
 @dataclass
 class Moments:
     """Adam's state over [N, 8] numbers."""
@@ -191,12 +195,13 @@ class Plan:
     bytes: int | None = None
     psnr: float | None = None
 
-    def steered(self, spent: int, due: float, psnr: float | None) -> Plan:
-        """The plan for the next frame: `spent` bytes where `due` were meant, `psnr` so far."""
+    def steered(self, spent: int, due: float, psnr: float) -> Plan:
+        """The plan for the next frame: `spent` bytes where `due` were meant, `psnr` of the last one."""
         if self.bytes is not None:
             off = spent / max(1.0, due) - 1
-        elif self.psnr is not None and psnr is not None:
-            off = psnr - self.psnr
+        elif self.psnr is not None:
+            off = _GAIN * (psnr - self.psnr)
         else:
             return self
-        return replace(self, price=min(0.1, max(1e-5, self.price * math.exp(max(-0.3, min(0.3, off))))))
+        factor = math.exp(max(-0.2, min(0.2, off)))
+        return replace(self, price=min(_PRICES[1], max(_PRICES[0], self.price * factor)))

@@ -15,7 +15,7 @@ import torch
 from ..functional.splatting.decode import decode_splats
 from .gaussian_bits import ATTRIBUTES, decode_change, decode_key, pack, unpack
 
-QUANTA_LOG2 = (-2, -2, -4, -4, -4, -7, -6, -6)
+QUANTA_LOG2 = (-1, -1, -5, -5, -5, -8, -7, -7)
 _MOST = 1 << 22
 
 
