@@ -135,13 +135,13 @@ class DensityControl:
               min_opacity: below it, a Gaussian is pruned.
               max_count: never grow beyond it; the strongest gradients come first.
     Raises:   RuntimeError: `observe` got centres without a gradient.
+    Source:   Kerbl et al. 2023, arXiv 2308.04079, section 5.2 (thresholds of Sun et al. 2024, arXiv 2406.13870).
     Example:
         >>> sizes = {"means": (2, 3), "log_scales": (2, 3), "quats": (2, 4), "opacities": (2,)}
         >>> rows = nn.ParameterDict({name: nn.Parameter(torch.ones(size)) for name, size in sizes.items()})
         >>> control = DensityControl(rows, torch.optim.Adam(rows.values()))
         >>> control.prune(torch.tensor([True, False]))
         1
-    Source:   Kerbl et al. 2023, arXiv 2308.04079, section 5.2 (thresholds of Sun et al. 2024, arXiv 2406.13870).
     """
 
     def __init__(
