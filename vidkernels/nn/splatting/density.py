@@ -21,6 +21,12 @@ def keep_gaussians(gaussians: nn.ParameterDict, optimizer: torch.optim.Optimizer
     Args:     gaussians: parameters whose first axis counts Gaussians; replaced in place.
               optimizer: holds these parameters, or None. Any whose state tensors have the parameter's shape.
               index: [M] int64, or [N] bool.
+    Raises:   IndexError: an index outside.
+    Example:
+        >>> rows = nn.ParameterDict({"opacities": nn.Parameter(torch.arange(3.0))})
+        >>> keep_gaussians(rows, None, torch.tensor([2, 0]))
+        >>> rows["opacities"].tolist()
+        [2.0, 0.0]
     """
     for name in list(gaussians.keys()):
         replace_parameter(gaussians, optimizer, name, lambda value: value[index])
@@ -35,6 +41,11 @@ def append_gaussians(
               optimizer: holds these parameters, or None.
               rows: name -> [M, ...], one entry for each parameter.
     Raises:   ValueError: a parameter without rows, or rows without a parameter.
+    Example:
+        >>> rows = nn.ParameterDict({"opacities": nn.Parameter(torch.arange(2.0))})
+        >>> append_gaussians(rows, None, {"opacities": torch.tensor([5.0])})
+        >>> rows["opacities"].tolist()
+        [0.0, 1.0, 5.0]
     """
     if set(rows) != set(gaussians.keys()):
         _check.fail("append_gaussians", f"expected rows for {', '.join(gaussians.keys())}.", rows=sorted(rows))
@@ -63,6 +74,12 @@ def replace_parameter(
               optimizer: holds it, too, or None.
               change: makes the new value from the old one.
               change_moment: the same for the optimiser's tensors of the parameter's shape; None: `change`.
+    Raises:   KeyError: no such parameter.
+    Example:
+        >>> rows = nn.ParameterDict({"opacities": nn.Parameter(torch.arange(2.0))})
+        >>> replace_parameter(rows, None, "opacities", lambda value: value + 1)
+        >>> rows["opacities"].tolist()
+        [1.0, 2.0]
     """
     old = gaussians[name]
     new = nn.Parameter(change(old.detach()).contiguous(), requires_grad=old.requires_grad)
@@ -86,6 +103,10 @@ def sample_error(error: Tensor, count: int, generator: torch.Generator | None = 
               count: at most this many.
               generator: source of the draw.
     Returns:  pixels [M, 2] float (x, y), pixel centres, M = min(count, pixels with error).
+    Raises:   RuntimeError: a negative `count`.
+    Example:
+        >>> sample_error(torch.tensor([[0.0, 2.0]]), 5)
+        tensor([[1.5000, 0.5000]])
     """
     weight = error.detach().flatten().double()
     count = min(count, int((weight > 0).sum()))
@@ -113,7 +134,14 @@ class DensityControl:
               split_scale: largest standard deviation from which it is split instead of cloned.
               min_opacity: below it, a Gaussian is pruned.
               max_count: never grow beyond it; the strongest gradients come first.
+    Raises:   RuntimeError: `observe` got centres without a gradient.
     Source:   Kerbl et al. 2023, arXiv 2308.04079, section 5.2 (thresholds of Sun et al. 2024, arXiv 2406.13870).
+    Example:
+        >>> sizes = {"means": (2, 3), "log_scales": (2, 3), "quats": (2, 4), "opacities": (2,)}
+        >>> rows = nn.ParameterDict({name: nn.Parameter(torch.ones(size)) for name, size in sizes.items()})
+        >>> control = DensityControl(rows, torch.optim.Adam(rows.values()))
+        >>> control.prune(torch.tensor([True, False]))
+        1
     """
 
     def __init__(

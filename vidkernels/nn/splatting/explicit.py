@@ -43,8 +43,17 @@ class ExplicitGaussianVideo(nn.Module):
     Convention: time 0 is the first frame, 1 the last. Scene units: half the frame's height, origin in the frame's
         middle, y down, z away from the viewer. Pixels are (x, y) with the first pixel's centre at (0.5, 0.5), of a
         frame of the size (height, width) asked for.
-    A subclass fills `gaussians` (rows are Gaussians: `log_scales` [N, 3], `quats` [N, 4], `opacities` [N] logits,
-    `colors` [N, 3], optionally `labels` [N, L] logits, and its own) and gives `centres`, `quaternions` and `views`.
+    A subclass gives `centres`, `quaternions` and `views`.
+    Args:
+        gaussians: rows are Gaussians: `log_scales` [N, 3], `quats` [N, 4], `opacities` [N] logits, `colors` [N, 3],
+            optionally `labels` [N, L] logits, and the subclass's own.
+    Raises:
+        ValueError: masks, times or selections that do not fit.
+    Example:
+        >>> from vidkernels.nn import CanonicalGaussianVideo
+        >>> video = CanonicalGaussianVideo(torch.zeros(2, 3), torch.zeros(2, 3), torch.ones(2, 3))
+        >>> video.edited(torch.tensor([True, False]), remove=True).count
+        1
     """
 
     # The entry of `gaussians` that a shift is added to: [N, 3], or [N, K, 3] control points.

@@ -21,6 +21,7 @@ def refine_bspline(points: Tensor) -> Tensor:
     edges (P_i + P_{i+1}) / 2 and vertices (P_{i-1} + 6 P_i + P_{i+1}) / 8, interleaved
     Args:     points: [N, K, D], K >= 4.
     Returns:  points: [N, 2 K - 3, D]. Differentiable.
+    Raises:   ValueError: another shape, or K < 4.
     Source:   Lane and Riesenfeld 1980, knot insertion by subdivision.
     Example:
         >>> refine_bspline(torch.tensor([0.0, 1, 2, 3]).view(1, 4, 1)).flatten()
@@ -42,7 +43,12 @@ class CameraODE(nn.Module):
         hidden: width of the perceptron.
         steps: solver steps over [0, 1]; between them the path is interpolated by cubics, so that the view at a time
             does not depend on which other times are asked for.
+    Raises:
+        ValueError: times outside [0, 1]. ImportError: torchdiffeq is missing (when called).
     Source: Chen et al. 2018, arXiv 1806.07366; as a camera path: arXiv 2501.04782.
+    Example:
+        >>> CameraODE()(torch.tensor([0.5])).shape
+        torch.Size([1, 7])
     """
 
     def __init__(self, hidden: int = 32, steps: int = 8):
