@@ -19,6 +19,26 @@ constexpr int kBatchBytes = 24 * 1024;
 /// 64-bit words of one Gaussian in scratch: the sums, then the flag.
 inline int64_t sum_words(int64_t quantities) { return quantities * kSumBins + 1; }
 
+/// The parts of scratch, each a multiple of 8 bytes; op.py adds up the same sizes. quantities: 0 without sums.
+struct SplatScratch {
+  sum_bin* sums;
+  size_t sum_bytes;
+  TileBits tiles;
+  float* weights;
+  void* rest;
+  SplatScratch(void* memory, int64_t count, int64_t height, int64_t width, int64_t quantities)
+      : sums(static_cast<sum_bin*>(memory)),
+        sum_bytes(quantities ? size_t(sum_words(quantities) * count) * sizeof(sum_bin) : 0) {
+    char* at = static_cast<char*>(memory) + sum_bytes;
+    tiles = tile_bits(at, count, height, width);
+    weights = reinterpret_cast<float*>(at + tile_bits_bytes(count, height, width));
+    rest = weights + (count + 1) / 2 * 2;
+  }
+  void clear(vk_stream_t stream) const {
+    if (sum_bytes > 0) memset_async(sums, 0, sum_bytes, stream);
+  }
+};
+
 /// How many Gaussians a batch holds, and its dynamic shared memory.
 inline int batch_size(int64_t quantities) {
   const int64_t fit = kBatchBytes / (kWalkWarps * quantities * int64_t(sizeof(float)));

@@ -258,34 +258,22 @@ SplatSource source_of(const SplatAlpha& a, const float* weights, const int32_t* 
 
 int64_t windows_of(const SplatAlpha& a) { return ((a.height + kSide - 1) / kSide) * ((a.width + kSide - 1) / kSide); }
 
-/// The parts of scratch, each a multiple of 8 bytes; op.py adds up the same sizes.
-struct Scratch {
-  sum_bin* sums;  // backward only
-  TileBits tiles;
-  float* weights;
-  float* window_light;
-  Scratch(const SplatAlpha& a, void* memory, int64_t quantities) : sums(static_cast<sum_bin*>(memory)) {
-    char* at = static_cast<char*>(memory) + (quantities ? sum_words(quantities) * a.count * sizeof(sum_bin) : 0);
-    tiles = tile_bits(at, a.count, a.height, a.width);
-    weights = reinterpret_cast<float*>(at + tile_bits_bytes(a.count, a.height, a.width));
-    window_light = weights + (a.count + 1) / 2 * 2;
-  }
-};
-
 template <int C, bool kAbsolute>
-void launch_backward(const SplatAlphaBackward& a, const SplatSource& source, const Scratch& s, vk_stream_t stream) {
+void launch_backward(const SplatAlphaBackward& a, const SplatSource& source, const SplatScratch& s,
+                     vk_stream_t stream) {
   const int64_t quantities = kMoments + (kAbsolute ? 2 : 0) + a.channels;
   VK_LAUNCH((splat_alpha_backward_kernel<C, kAbsolute>), unsigned(a.images * windows_of(a)), kWalkThreads,
-            batch_bytes(quantities), stream, a, source, s.tiles, s.sums, a.grad_background ? s.window_light : nullptr,
-            batch_size(quantities));
+            batch_bytes(quantities), stream, a, source, s.tiles, s.sums,
+            a.grad_background ? static_cast<float*>(s.rest) : nullptr, batch_size(quantities));
 }
 template <int C>
-void launch_backward(const SplatAlphaBackward& a, const SplatSource& source, const Scratch& s, vk_stream_t stream) {
+void launch_backward(const SplatAlphaBackward& a, const SplatSource& source, const SplatScratch& s,
+                     vk_stream_t stream) {
   a.absgrad ? launch_backward<C, true>(a, source, s, stream) : launch_backward<C, false>(a, source, s, stream);
 }
 
 template <int C>
-void launch_forward(const SplatAlphaForward& a, const SplatSource& source, const Scratch& s, int64_t first,
+void launch_forward(const SplatAlphaForward& a, const SplatSource& source, const SplatScratch& s, int64_t first,
                     vk_stream_t stream) {
   VK_LAUNCH((splat_alpha_kernel<C>), unsigned(a.images * windows_of(a)), kWalkThreads, 0, stream, a, source, s.tiles,
             first);
@@ -296,7 +284,7 @@ void launch_forward(const SplatAlphaForward& a, const SplatSource& source, const
 void splat_alpha_cuda(const SplatAlphaForward& a, void* stream_pointer) {
   const auto stream = static_cast<vk_stream_t>(stream_pointer);
   if (a.images * a.height * a.width == 0) return;
-  const Scratch s(a, a.scratch, 0);
+  const SplatScratch s(a.scratch, a.count, a.height, a.width, 0);
   const SplatSource source = source_of(a, s.weights, a.order);
   prepare_walk(source, a.opacities, a.colors, a.channels, s.weights, s.tiles, a.height, a.width, stream);
   for (int64_t first = 0; first == 0 || first < a.channels;) {
@@ -315,9 +303,9 @@ void splat_alpha_cuda(const SplatAlphaForward& a, void* stream_pointer) {
 void splat_alpha_backward_cuda(const SplatAlphaBackward& a, void* stream_pointer) {
   const auto stream = static_cast<vk_stream_t>(stream_pointer);
   const int64_t quantities = kMoments + (a.absgrad ? 2 : 0) + a.channels;
-  const Scratch s(a, a.scratch, quantities);
+  const SplatScratch s(a.scratch, a.count, a.height, a.width, quantities);
   const SplatSource source = source_of(a, s.weights, a.order);
-  if (a.count > 0) memset_async(s.sums, 0, size_t(sum_words(quantities) * a.count) * sizeof(sum_bin), stream);
+  s.clear(stream);
   prepare_walk(source, a.opacities, a.colors, a.channels, s.weights, s.tiles, a.height, a.width, stream);
   const int64_t windows = windows_of(a);
   if (a.images * windows > 0) switch (a.channels) {
@@ -330,7 +318,8 @@ void splat_alpha_backward_cuda(const SplatAlphaBackward& a, void* stream_pointer
   finish_gradients(source, gradients, s.sums, a.channels, stream);
   if (a.grad_background && a.background_rows * a.channels > 0)
     VK_LAUNCH(splat_alpha_background_kernel, unsigned(a.background_rows * a.channels), kWalkThreads, 0, stream,
-              s.window_light, a.background_rows > 1 ? windows : windows * a.images, a.channels, a.grad_background);
+              static_cast<const float*>(s.rest), a.background_rows > 1 ? windows : windows * a.images, a.channels,
+              a.grad_background);
 }
 
 }  // namespace vk
