@@ -41,7 +41,7 @@ struct SplatAlphaForward : SplatAlpha {
   const float* depths;  // [N]
   float* image;         // [B, H, W, C]
   float* alpha;         // [B, H, W]
-  int32_t* order;       // [N] out: rows [offsets[b], offsets[b + 1]) hold the rows of image b, nearest first
+  int32_t* order;       // [N] rows [offsets[b], offsets[b + 1]): the rows of image b, nearest first. CUDA: op.py's
   void* scratch;        // CUDA only: scratch_bytes(...) of op.py
 };
 

@@ -190,12 +190,79 @@ void backward_cpu(const Tensor& grad_image, const Tensor& grad_alpha, const Tens
 }
 #endif
 
+#ifdef VK_GPU
+/// The exact sums of the backward pass have room for 2^16 windows of 32x32 pixels an image.
+void check_size(const char* op, const SplatAlpha& a, const void* scratch) {
+  const int64_t windows = ((a.height + 31) / 32) * ((a.width + 31) / 32);
+  if (windows > (int64_t(1) << 16) || a.images * windows >= (int64_t(1) << 31) ||
+      a.count * a.channels >= (int64_t(1) << 38))
+    throw py::value_error(std::string(op) + ": too large for one launch; at most 2^26 pixels an image.");
+  if (a.count > 0 && !scratch) throw py::value_error(std::string(op) + ": the CUDA kernel needs `scratch`.");
+}
+
+void forward_cuda(const Tensor& means, const Tensor& shapes, const Tensor& colors, const Tensor& opacities,
+                  const Tensor& depths, const Tensor& background, const Tensor& offsets, const Tensor& image,
+                  const Tensor& alpha, const Tensor& order, const Tensor& scratch, double pixel_center, bool conic) {
+  const SplatAlphaForward a = forward_args(kGpuDevice, {means, shapes, colors, opacities, background, offsets}, depths,
+                                           image, alpha, order, scratch, pixel_center, conic);
+  check_size("splat_alpha", a, a.scratch);
+  GpuLaunch launch("splat_alpha", {{"means", &means, GpuLaunch::Buffer::in},
+                                   {"shapes", &shapes, GpuLaunch::Buffer::in},
+                                   {"colors", &colors, GpuLaunch::Buffer::in},
+                                   {"opacities", &opacities, GpuLaunch::Buffer::in},
+                                   {"background", &background, GpuLaunch::Buffer::in},
+                                   {"offsets", &offsets, GpuLaunch::Buffer::in},
+                                   {"order", &order, GpuLaunch::Buffer::in},
+                                   {"image", &image, GpuLaunch::Buffer::out},
+                                   {"alpha", &alpha, GpuLaunch::Buffer::out},
+                                   {"scratch", &scratch, GpuLaunch::Buffer::out}});
+  splat_alpha_cuda(a, launch.stream());
+  launch.finish();
+}
+
+void backward_cuda(const Tensor& grad_image, const Tensor& grad_alpha, const Tensor& image, const Tensor& alpha,
+                   const Tensor& order, const Tensor& means, const Tensor& shapes, const Tensor& colors,
+                   const Tensor& opacities, const Tensor& background, const Tensor& offsets, const Tensor& grad_means,
+                   const Tensor& grad_shapes, const Tensor& grad_colors, const Tensor& grad_opacities,
+                   const Tensor& grad_background, const Tensor& absgrad, const Tensor& scratch, double pixel_center,
+                   bool conic) {
+  const SplatAlphaBackward a = backward_args(
+      kGpuDevice, {grad_image, grad_alpha, image, alpha, order},
+      {means, shapes, colors, opacities, background, offsets},
+      {grad_means, grad_shapes, grad_colors, grad_opacities, grad_background, absgrad, scratch}, pixel_center, conic);
+  check_size("splat_alpha_backward", a, a.scratch);
+  GpuLaunch launch("splat_alpha_backward", {{"means", &means, GpuLaunch::Buffer::in},
+                                            {"shapes", &shapes, GpuLaunch::Buffer::in},
+                                            {"colors", &colors, GpuLaunch::Buffer::in},
+                                            {"opacities", &opacities, GpuLaunch::Buffer::in},
+                                            {"offsets", &offsets, GpuLaunch::Buffer::in},
+                                            {"order", &order, GpuLaunch::Buffer::in},
+                                            {"image", &image, GpuLaunch::Buffer::in},
+                                            {"alpha", &alpha, GpuLaunch::Buffer::in},
+                                            {"grad_image", &grad_image, GpuLaunch::Buffer::in},
+                                            {"grad_alpha", &grad_alpha, GpuLaunch::Buffer::in},
+                                            {"grad_means", &grad_means, GpuLaunch::Buffer::out},
+                                            {"grad_shapes", &grad_shapes, GpuLaunch::Buffer::out},
+                                            {"grad_colors", &grad_colors, GpuLaunch::Buffer::out},
+                                            {"grad_opacities", &grad_opacities, GpuLaunch::Buffer::out},
+                                            {"grad_background", &grad_background, GpuLaunch::Buffer::out},
+                                            {"absgrad", &absgrad, GpuLaunch::Buffer::out},
+                                            {"scratch", &scratch, GpuLaunch::Buffer::out}});
+  splat_alpha_backward_cuda(a, launch.stream());
+  launch.finish();
+}
+#endif
+
 }  // namespace
 
 void register_splat_alpha(py::module_& m) {
 #ifdef VK_BUILD_CPU
   m.def("splat_alpha_cpu", &forward_cpu);
   m.def("splat_alpha_backward_cpu", &backward_cpu);
+#endif
+#ifdef VK_GPU
+  m.def("splat_alpha_cuda", &forward_cuda);
+  m.def("splat_alpha_backward_cuda", &backward_cuda);
 #endif
 }
 

@@ -40,13 +40,15 @@ struct SplatSumBackward : SplatSum {
   float* grad_colors;       // [N, C]
   float* grad_opacities;    // [N] or null
   float* grad_background;   // as background, or null
+  void* scratch;            // CUDA only: splat_sum_backward_scratch_bytes(...)
 };
 
 VK_CPU_KERNEL(splat_sum, (const SplatSumForward& a))
 VK_CPU_KERNEL(splat_sum_backward, (const SplatSumBackward& a))
 
-/// Bytes of device memory that the CUDA forward pass needs beside its output.
+/// Bytes of device memory that the CUDA passes need beside their outputs. Sizes decide, never values.
 int64_t splat_sum_scratch_bytes(int64_t count, int64_t images, int64_t height, int64_t width);
+int64_t splat_sum_backward_scratch_bytes(int64_t images, int64_t channels);
 void splat_sum_cuda(const SplatSumForward& a, void* stream);
 void splat_sum_backward_cuda(const SplatSumBackward& a, void* stream);
 

@@ -62,7 +62,7 @@ void check_offsets(const Check& check, const SplatSum& a) {
 
 SplatSumForward forward_args(int device, const Tensor& means, const Tensor& shapes, const Tensor& colors,
                              const Tensor& opacities, const Tensor& background, const Tensor& offsets,
-                             const Tensor& image, double pixel_center, bool conic) {
+                             const Tensor& image, const Tensor& scratch, double pixel_center, bool conic) {
   const Check check("splat_sum", device,
                     {{"means", &means},
                      {"shapes", &shapes},
@@ -70,11 +70,14 @@ SplatSumForward forward_args(int device, const Tensor& means, const Tensor& shap
                      {"opacities", &opacities},
                      {"background", &background},
                      {"offsets", &offsets},
-                     {"image", &image}});
+                     {"image", &image},
+                     {"scratch", &scratch}});
   SplatSumForward a{};
   inputs(a, check, means, shapes, colors, opacities, background, offsets, image, pixel_center, conic);
   check.output(image);
+  if (scratch.defined()) check.output(scratch);
   a.image = image.ptr<float>();
+  a.scratch = scratch.defined() ? scratch.data() : nullptr;
 #ifdef VK_BUILD_CPU
   if (device == kDLCPU) check_offsets(check, a);
 #endif
@@ -85,7 +88,7 @@ SplatSumBackward backward_args(int device, const Tensor& grad_image, const Tenso
                                const Tensor& colors, const Tensor& opacities, const Tensor& background,
                                const Tensor& offsets, const Tensor& grad_means, const Tensor& grad_shapes,
                                const Tensor& grad_colors, const Tensor& grad_opacities, const Tensor& grad_background,
-                               double pixel_center, bool conic) {
+                               const Tensor& scratch, double pixel_center, bool conic) {
   const Check check("splat_sum_backward", device,
                     {{"grad_image", &grad_image},
                      {"means", &means},
@@ -98,7 +101,8 @@ SplatSumBackward backward_args(int device, const Tensor& grad_image, const Tenso
                      {"grad_shapes", &grad_shapes},
                      {"grad_colors", &grad_colors},
                      {"grad_opacities", &grad_opacities},
-                     {"grad_background", &grad_background}});
+                     {"grad_background", &grad_background},
+                     {"scratch", &scratch}});
   SplatSumBackward a{};
   inputs(a, check, means, shapes, colors, opacities, background, offsets, grad_image, pixel_center, conic);
   check.shape(grad_means, {a.count, 2});
@@ -111,12 +115,14 @@ SplatSumBackward backward_args(int device, const Tensor& grad_image, const Tenso
     check.dtype(*t, {Dtype::f32});
     check.output(*t);
   }
+  if (scratch.defined()) check.output(scratch);
   a.grad_image = grad_image.ptr<float>();
   a.grad_means = grad_means.ptr<float>();
   a.grad_shapes = grad_shapes.ptr<float>();
   a.grad_colors = grad_colors.ptr<float>();
   a.grad_opacities = grad_opacities.defined() ? grad_opacities.ptr<float>() : nullptr;
   a.grad_background = grad_background.defined() ? grad_background.ptr<float>() : nullptr;
+  a.scratch = scratch.defined() ? scratch.data() : nullptr;
 #ifdef VK_BUILD_CPU
   if (device == kDLCPU) check_offsets(check, a);
 #endif
@@ -125,19 +131,72 @@ SplatSumBackward backward_args(int device, const Tensor& grad_image, const Tenso
 
 #ifdef VK_BUILD_CPU
 void forward_cpu(const Tensor& means, const Tensor& shapes, const Tensor& colors, const Tensor& opacities,
-                 const Tensor& background, const Tensor& offsets, const Tensor& image, const Tensor&,
+                 const Tensor& background, const Tensor& offsets, const Tensor& image, const Tensor& scratch,
                  double pixel_center, bool conic) {
-  VK_CPU_CALL(splat_sum,
-              forward_args(kDLCPU, means, shapes, colors, opacities, background, offsets, image, pixel_center, conic));
+  VK_CPU_CALL(splat_sum, forward_args(kDLCPU, means, shapes, colors, opacities, background, offsets, image, scratch,
+                                      pixel_center, conic));
 }
 
 void backward_cpu(const Tensor& grad_image, const Tensor& means, const Tensor& shapes, const Tensor& colors,
                   const Tensor& opacities, const Tensor& background, const Tensor& offsets, const Tensor& grad_means,
                   const Tensor& grad_shapes, const Tensor& grad_colors, const Tensor& grad_opacities,
-                  const Tensor& grad_background, double pixel_center, bool conic) {
+                  const Tensor& grad_background, const Tensor& scratch, double pixel_center, bool conic) {
   VK_CPU_CALL(splat_sum_backward,
               backward_args(kDLCPU, grad_image, means, shapes, colors, opacities, background, offsets, grad_means,
-                            grad_shapes, grad_colors, grad_opacities, grad_background, pixel_center, conic));
+                            grad_shapes, grad_colors, grad_opacities, grad_background, scratch, pixel_center, conic));
+}
+#endif
+
+#ifdef VK_GPU
+using Buffer = GpuLaunch::Buffer;
+
+int64_t bytes_of(const Tensor& t) { return t.defined() ? t.span_bytes() : 0; }
+
+void forward_cuda(const Tensor& means, const Tensor& shapes, const Tensor& colors, const Tensor& opacities,
+                  const Tensor& background, const Tensor& offsets, const Tensor& image, const Tensor& scratch,
+                  double pixel_center, bool conic) {
+  const SplatSumForward a = forward_args(kGpuDevice, means, shapes, colors, opacities, background, offsets, image,
+                                         scratch, pixel_center, conic);
+  if (a.images * a.height * a.width >= int64_t(1) << 36)
+    throw py::value_error("splat_sum: too many pixels for one launch.");
+  if (bytes_of(scratch) < splat_sum_scratch_bytes(a.count, a.images, a.height, a.width))
+    throw py::value_error("splat_sum: `scratch` is too small.");
+  GpuLaunch launch("splat_sum", {{"means", &means, Buffer::in},
+                                 {"shapes", &shapes, Buffer::in},
+                                 {"colors", &colors, Buffer::in},
+                                 {"opacities", &opacities, Buffer::in},
+                                 {"background", &background, Buffer::in},
+                                 {"offsets", &offsets, Buffer::in},
+                                 {"image", &image, Buffer::out},
+                                 {"scratch", &scratch, Buffer::out}});
+  splat_sum_cuda(a, launch.stream());
+  launch.finish();
+}
+
+void backward_cuda(const Tensor& grad_image, const Tensor& means, const Tensor& shapes, const Tensor& colors,
+                   const Tensor& opacities, const Tensor& background, const Tensor& offsets, const Tensor& grad_means,
+                   const Tensor& grad_shapes, const Tensor& grad_colors, const Tensor& grad_opacities,
+                   const Tensor& grad_background, const Tensor& scratch, double pixel_center, bool conic) {
+  const SplatSumBackward a =
+      backward_args(kGpuDevice, grad_image, means, shapes, colors, opacities, background, offsets, grad_means,
+                    grad_shapes, grad_colors, grad_opacities, grad_background, scratch, pixel_center, conic);
+  if (a.grad_background && bytes_of(scratch) < splat_sum_backward_scratch_bytes(a.images, a.channels))
+    throw py::value_error("splat_sum_backward: `scratch` is too small.");
+  GpuLaunch launch("splat_sum_backward", {{"grad_image", &grad_image, Buffer::in},
+                                          {"means", &means, Buffer::in},
+                                          {"shapes", &shapes, Buffer::in},
+                                          {"colors", &colors, Buffer::in},
+                                          {"opacities", &opacities, Buffer::in},
+                                          {"background", &background, Buffer::in},
+                                          {"offsets", &offsets, Buffer::in},
+                                          {"grad_means", &grad_means, Buffer::out},
+                                          {"grad_shapes", &grad_shapes, Buffer::out},
+                                          {"grad_colors", &grad_colors, Buffer::out},
+                                          {"grad_opacities", &grad_opacities, Buffer::out},
+                                          {"grad_background", &grad_background, Buffer::out},
+                                          {"scratch", &scratch, Buffer::out}});
+  splat_sum_backward_cuda(a, launch.stream());
+  launch.finish();
 }
 #endif
 
@@ -147,6 +206,10 @@ void register_splat_sum(py::module_& m) {
 #ifdef VK_BUILD_CPU
   m.def("splat_sum_cpu", &forward_cpu);
   m.def("splat_sum_backward_cpu", &backward_cpu);
+#endif
+#ifdef VK_GPU
+  m.def("splat_sum_cuda", &forward_cuda);
+  m.def("splat_sum_backward_cuda", &backward_cuda);
 #endif
 }
 

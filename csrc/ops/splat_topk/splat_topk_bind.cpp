@@ -144,12 +144,69 @@ void backward_cpu(const Tensor& grad_image, const Tensor& index, const Tensor& m
 }
 #endif
 
+#ifdef VK_GPU
+/// The exact sums of the backward pass have room for 2^16 windows of 16x16 pixels an image.
+void check_size(const char* op, const SplatTopk& a, const void* scratch) {
+  const int64_t windows = ((a.height + 15) / 16) * ((a.width + 15) / 16);
+  if (windows > (int64_t(1) << 16) || a.images * windows >= (int64_t(1) << 31) ||
+      a.count * a.channels >= (int64_t(1) << 38))
+    throw py::value_error(std::string(op) + ": too large for one launch; at most 2^24 pixels an image.");
+  if (a.count > 0 && !scratch) throw py::value_error(std::string(op) + ": the CUDA kernel needs `scratch`.");
+}
+
+void forward_cuda(const Tensor& means, const Tensor& shapes, const Tensor& colors, const Tensor& opacities,
+                  const Tensor& offsets, const Tensor& image, const Tensor& index, const Tensor& scratch,
+                  double pixel_center, bool conic) {
+  const SplatTopkForward a =
+      forward_args(kGpuDevice, {means, shapes, colors, opacities, offsets}, image, index, scratch, pixel_center, conic);
+  check_size("splat_topk", a, a.scratch);
+  GpuLaunch launch("splat_topk", {{"means", &means, GpuLaunch::Buffer::in},
+                                  {"shapes", &shapes, GpuLaunch::Buffer::in},
+                                  {"colors", &colors, GpuLaunch::Buffer::in},
+                                  {"opacities", &opacities, GpuLaunch::Buffer::in},
+                                  {"offsets", &offsets, GpuLaunch::Buffer::in},
+                                  {"image", &image, GpuLaunch::Buffer::out},
+                                  {"index", &index, GpuLaunch::Buffer::out},
+                                  {"scratch", &scratch, GpuLaunch::Buffer::out}});
+  splat_topk_cuda(a, launch.stream());
+  launch.finish();
+}
+
+void backward_cuda(const Tensor& grad_image, const Tensor& index, const Tensor& means, const Tensor& shapes,
+                   const Tensor& colors, const Tensor& opacities, const Tensor& offsets, const Tensor& grad_means,
+                   const Tensor& grad_shapes, const Tensor& grad_colors, const Tensor& grad_opacities,
+                   const Tensor& scratch, double pixel_center, bool conic) {
+  const SplatTopkBackward a =
+      backward_args(kGpuDevice, grad_image, index, {means, shapes, colors, opacities, offsets},
+                    {grad_means, grad_shapes, grad_colors, grad_opacities, scratch}, pixel_center, conic);
+  check_size("splat_topk_backward", a, a.scratch);
+  GpuLaunch launch("splat_topk_backward", {{"means", &means, GpuLaunch::Buffer::in},
+                                           {"shapes", &shapes, GpuLaunch::Buffer::in},
+                                           {"colors", &colors, GpuLaunch::Buffer::in},
+                                           {"opacities", &opacities, GpuLaunch::Buffer::in},
+                                           {"offsets", &offsets, GpuLaunch::Buffer::in},
+                                           {"index", &index, GpuLaunch::Buffer::in},
+                                           {"grad_image", &grad_image, GpuLaunch::Buffer::in},
+                                           {"grad_means", &grad_means, GpuLaunch::Buffer::out},
+                                           {"grad_shapes", &grad_shapes, GpuLaunch::Buffer::out},
+                                           {"grad_colors", &grad_colors, GpuLaunch::Buffer::out},
+                                           {"grad_opacities", &grad_opacities, GpuLaunch::Buffer::out},
+                                           {"scratch", &scratch, GpuLaunch::Buffer::out}});
+  splat_topk_backward_cuda(a, launch.stream());
+  launch.finish();
+}
+#endif
+
 }  // namespace
 
 void register_splat_topk(py::module_& m) {
 #ifdef VK_BUILD_CPU
   m.def("splat_topk_cpu", &forward_cpu);
   m.def("splat_topk_backward_cpu", &backward_cpu);
+#endif
+#ifdef VK_GPU
+  m.def("splat_topk_cuda", &forward_cuda);
+  m.def("splat_topk_backward_cuda", &backward_cuda);
 #endif
 }
 

@@ -37,14 +37,36 @@ def _fake(means, shapes, colors, opacities, depths, background, offsets, height,
     return means.new_empty(*size, colors.shape[1]), means.new_empty(size), order
 
 
+def _walk_bytes(count: int, height: int, width: int) -> int:
+    """csrc/device/vk_tile_bits.cuh: a bit per Gaussian, in blocks of 256, and tile of 128 pixels or more; weights."""
+    tile = 128
+    while -(-height // tile) * -(-width // tile) > 256:
+        tile *= 2
+    return -(-height // tile) * -(-width // tile) * -(-count // 256) * 32 + (count + 1) // 2 * 8
+
+
 def scratch_bytes(count: int, images: int, height: int, width: int) -> int:
     """Device memory that the CUDA forward pass needs beside its outputs."""
-    return 0
+    return _walk_bytes(count, height, width)
 
 
 def backward_scratch_bytes(count: int, images: int, height: int, width: int, channels: int) -> int:
-    """Device memory that the CUDA backward pass needs beside its outputs."""
-    return 0
+    """Device memory that the CUDA backward pass needs beside its outputs: exact sums of 40 bytes each
+    (csrc/device/vk_exact_sum.cuh), and each 32x32-pixel window's share of the background's gradient."""
+    sums = count * ((8 + channels) * 5 + 1) * 8
+    windows = images * -(-height // 32) * -(-width // 32)
+    return sums + _walk_bytes(count, height, width) + 4 * windows * channels
+
+
+def _depth_order(depths, offsets):
+    """Rows of every image, nearest first; equal depths keep their order and NaN comes last. Nothing waits for the
+    device, and -0 and negative NaN do not depend on how torch compares them."""
+    depths = torch.where(depths.isnan(), torch.nan, depths + 0.0)
+    order = depths.sort(stable=True).indices
+    if offsets is not None and offsets.shape[0] > 2:
+        image = torch.searchsorted(offsets[1:].contiguous(), order, right=True, out_int32=True)
+        order = order[image.sort(stable=True).indices]
+    return order.int()
 
 
 def _scratch(kernel, tensor, nbytes):
@@ -56,7 +78,10 @@ def _native(kernel, means, shapes, colors, opacities, depths, background, offset
     size = (_images(offsets), height, width)
     image = empty((*size, colors.shape[1]), means.dtype, means.device)
     alpha = empty(size, means.dtype, means.device)
-    order = empty((means.shape[0],), torch.int32, means.device)
+    if "cuda" in kernel.__name__:
+        order = _depth_order(depths, offsets)
+    else:
+        order = empty((means.shape[0],), torch.int32, means.device)
     scratch = _scratch(kernel, means, scratch_bytes(means.shape[0], *size))
     kernel(*_dense(means, shapes, colors, opacities, depths, _rows(background), offsets), image, alpha, order, scratch,
            pixel_center, form == "conic")  # fmt: skip

@@ -48,9 +48,17 @@ def _native(kernel, means, shapes, colors, opacities, background, offsets, heigh
 
 
 def scratch_bytes(count: int, images: int, height: int, width: int) -> int:
-    """What the CUDA forward pass needs: one bit per tile and Gaussian, in words of 32 Gaussians, tiles growing with
-    the image so that there are at most 1024 of them."""
-    return 0
+    """What the CUDA forward pass needs (csrc/device/vk_tile_bits.cuh): one bit per tile and Gaussian, Gaussians in
+    blocks of 256. Tiles grow with the image so that there are at most 256 of them."""
+    tile = 128
+    while -(-height // tile) * -(-width // tile) > 256:
+        tile *= 2
+    return -(-height // tile) * -(-width // tile) * -(-count // 256) * 32
+
+
+def backward_scratch_bytes(images: int, channels: int) -> int:
+    """What the CUDA backward pass needs for the gradient of the background: 64 partial sums of each image."""
+    return images * 64 * channels * 8
 
 
 def _save(ctx, inputs, output):
@@ -80,8 +88,12 @@ def _fake_backward(grad_image, means, shapes, colors, opacities, background, *re
 def _native_backward(kernel, grad_image, means, shapes, colors, opacities, background, offsets, height, width,
                      pixel_center, form):  # fmt: skip
     grads = _fake_backward(grad_image, means, shapes, colors, opacities, background)
+    scratch = None
+    if "cuda" in kernel.__name__ and background is not None:
+        size = backward_scratch_bytes(grad_image.shape[0], grad_image.shape[3])
+        scratch = means.new_empty(size, dtype=torch.uint8)
     kernel(*_dense(grad_image, means, shapes, colors, opacities, background, offsets), *grads[:3],
-           None if opacities is None else grads[3], None if background is None else grads[4], pixel_center,
+           None if opacities is None else grads[3], None if background is None else grads[4], scratch, pixel_center,
            form == "conic")  # fmt: skip
     return grads
 

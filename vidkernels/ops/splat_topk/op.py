@@ -32,14 +32,23 @@ def _fake(means, shapes, colors, opacities, offsets, height, width, count, *rest
     return means.new_empty(*size, colors.shape[1]), means.new_empty(*size, count, dtype=torch.int32)
 
 
+def _walk_bytes(count: int, height: int, width: int) -> int:
+    """csrc/device/vk_tile_bits.cuh: a bit per Gaussian, in blocks of 256, and tile of 128 pixels or more; weights."""
+    tile = 128
+    while -(-height // tile) * -(-width // tile) > 256:
+        tile *= 2
+    return -(-height // tile) * -(-width // tile) * -(-count // 256) * 32 + (count + 1) // 2 * 8
+
+
 def scratch_bytes(count: int, images: int, height: int, width: int) -> int:
     """Device memory that the CUDA forward pass needs beside its outputs."""
-    return 0
+    return _walk_bytes(count, height, width)
 
 
 def backward_scratch_bytes(count: int, images: int, height: int, width: int, channels: int) -> int:
-    """Device memory that the CUDA backward pass needs beside its outputs."""
-    return 0
+    """Device memory that the CUDA backward pass needs beside its outputs: exact sums of 40 bytes each
+    (csrc/device/vk_exact_sum.cuh)."""
+    return count * ((6 + channels) * 5 + 1) * 8 + _walk_bytes(count, height, width)
 
 
 def _scratch(kernel, tensor, nbytes):
