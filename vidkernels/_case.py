@@ -19,6 +19,7 @@ class Case:
     dtypes: floating types that every backend must take.
     rtol: largest |error| / max |expected| per dtype, against the reference in float64; None asks for equal bits.
     grad_rtol: largest relative L2 error of a gradient per dtype; None takes four times ROUNDING.
+    oracle: the reference can check it in reasonable time (False: for benchmarks, whose variants check each other).
     thread_bits: the bits of the result do not depend on the number of threads (False where torch's matrix product,
         which makes no such promise, sits inside).
     bytes: bytes(*args) -> (read, written), the least global memory traffic that the op can do.
@@ -31,6 +32,7 @@ class Case:
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
     rtol: dict[torch.dtype, float] | None = None
     grad_rtol: dict[torch.dtype, float] | None = None
+    oracle: bool = True
     thread_bits: bool = True
     bytes: Callable[..., tuple[int, int]] | None = None
     flops: Callable[..., float] | None = None
