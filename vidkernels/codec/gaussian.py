@@ -170,22 +170,24 @@ class _Run:
         self.bytes += len(self.coded[-1])
         self.change = before
         picture = self.grid.draw(self.grid.values(q))
-        self.squares.append(float(((picture.double() - target.double()) / 255).square().mean()))
+        self.squares.append(float((picture.float() - target.float()).square().mean(dtype=torch.float64)) / 255**2)
         if not math.isfinite(float(self.moments.variance.sum())):
             _check.fail("fit", f"the fit diverged at frame {i}; the frames before it are kept in the state.",
                         error=FloatingPointError)  # fmt: skip
         self.frames.append(q)
         self.hashes.append(frame_hash(picture))
-        due = 0.0
-        if self.plan.bytes is not None:
-            keys = -(-len(self.clip) // self.gop)
-            key = self.plan.count * _KEY_BYTES
-            each = (self.plan.bytes * 0.98 - 600 - key * keys) / max(1, len(self.clip) - keys)
-            due = key * (len(self.gops) + 1) + each * (self.done - len(self.gops) - 1)
-            due += each * 4  # a few frames' worth of slack
-            self.plan = self.plan.steered(self.bytes + int(each * 4), due, 0.0)
-        else:
-            self.plan = self.plan.steered(0, 0.0, _decibels(self.squares[-1]))
+        self.plan = self.plan.steered(*self._bytes_due(), _decibels(self.squares[-1]))
+
+    def _bytes_due(self) -> tuple[int, float]:
+        """Bytes spent so far and those that were meant, both with the slack of a few frames."""
+        if self.plan.bytes is None:
+            return 0, 0.0
+        keys = -(-len(self.clip) // self.gop)
+        key = self.plan.count * _KEY_BYTES
+        each = (self.plan.bytes * 0.98 - 600 - key * keys) / max(1, len(self.clip) - keys)
+        begun = len(self.gops) + 1
+        slack = 4 * max(each, 1.0)
+        return int(self.bytes + slack), key * begun + each * (self.done - begun) + slack
 
     def close_gop(self, first: int) -> None:
         data = join_gop(self.frames[0].shape[0], self.coded)
