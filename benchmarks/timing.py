@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pytest_benchmark.stats import Stats
 
 MIN_ROUNDS = 7
+LONG_LAP = 4.0  # seconds; three rounds are enough of what takes longer
 MAX_ROUNDS = 41
 ROUND_SECONDS = 1e-3
 """Calls shorter than this are repeated inside a round, or the clock would be part of the figure."""
@@ -54,7 +55,8 @@ def interleave(
         if repeat > 1:  # the second call of a quick function still tells little: adjust once
             inner[label] = max(1, round(repeat * ROUND_SECONDS / max(once(label, repeat), 1e-9)))
     lap = sum(once(label, inner[label]) for label in functions)
-    rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int(seconds / max(lap, 1e-9))))
+    fewest = MIN_ROUNDS if lap < LONG_LAP else 3
+    rounds = min(MAX_ROUNDS, max(fewest, int(seconds / max(lap, 1e-9))))
 
     stats = {label: Stats() for label in functions}
     labels = list(functions)

@@ -58,7 +58,9 @@ class Job:
         calls = {}
         for label, make in makers.items():
             with _refusing(label):
-                calls[label] = make(*self.args)
+                call = make(*self.args)
+            if call is not None:  # a peer that would take minutes on this case declines it
+                calls[label] = call
         with _refusing("ours"):
             ours = _as_tuple(calls["ours"]())
         self.cotangents = [_cotangent(o) if backward and o.requires_grad else None for o in ours]
@@ -102,7 +104,7 @@ class Job:
             for a, old in zip(args, self.args)
         )
         named = dict(zip(self.op.spec.arg_names, args))
-        return tuple(named[name] for name in self.wanted), _as_tuple(self.op.spec.reference(*args))
+        return tuple(named[name] for name in self.wanted), _as_tuple(self.op(*args, backend="reference"))
 
     def _expected_gradients(self, leaves: tuple, expected: tuple) -> tuple[torch.Tensor, ...]:
         pairs = [(o, c.to(o.dtype)) for o, c in zip(expected, self.cotangents) if c is not None]
@@ -123,7 +125,10 @@ class Job:
 
     def _compare_gradients(self, got: tuple, expected: tuple, ours: bool) -> None:
         for name, g, e in zip(self.wanted, got, expected, strict=True):
-            assert_gradient_close(g, e, f"gradient of {name}", rtol=None if ours else 16 * ROUNDING[g.dtype])
+            rtol = None if self.case.grad_rtol is None else self.case.grad_rtol[self.dtype]
+            if not ours:
+                rtol = max(rtol or 0.0, 16 * ROUNDING[g.dtype])
+            assert_gradient_close(g, e, f"gradient of {name}", rtol=rtol)
 
     # ---- what the row's bound is made of
 

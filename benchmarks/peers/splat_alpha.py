@@ -71,11 +71,17 @@ def _render(tile, means, shapes, colors, opacities, depths, background, offsets,
     return torch.stack(images), torch.stack(alphas), None
 
 
+_SOME, _MANY = 1_000, 10_000  # Gaussians; beyond, minutes with and without gradients
+
+
 def usual(*args):
-    return lambda: _render(_tile, *args)
+    most = _SOME if args[0].requires_grad else _MANY
+    return (lambda: _render(_tile, *args)) if len(args[0]) <= most else None
 
 
 def compiled(*args):
+    if len(args[0]) > _SOME:
+        return None
     tile = torch.compile(_tile, dynamic=True)
     return lambda: _render(tile, *args)
 

@@ -109,8 +109,11 @@ def _tiles(out, means, conics, colors, opacities, half, height, width, pixel_cen
     return (out + torch.cat(rows)).flatten(0, 1)
 
 
+_MANY = 10_000  # Gaussians; beyond, the usual code takes minutes
+
+
 def usual(*args):
-    return lambda: _each_image(_windows, *args)
+    return (lambda: _each_image(_windows, *args)) if len(args[0]) <= _MANY else None
 
 
 def tiles(*args):
@@ -118,6 +121,8 @@ def tiles(*args):
 
 
 def compiled(*args):
+    if len(args[0]) > _MANY:
+        return None
     tile = torch.compile(_tile, dynamic=True)
     return lambda: _each_image(lambda *rest: _tiles(*rest, tile=tile), *args)
 
