@@ -188,6 +188,7 @@ def describe(path: Path, as_json: bool) -> None:
         facts = {
             "file": str(path),
             "bytes": file.end,
+            "audio bytes": file.audio_bytes,
             "model": header.model,
             "width": width,
             "height": height,
@@ -196,10 +197,9 @@ def describe(path: Path, as_json: bool) -> None:
             "gops": len(file.gops),
             "seconds": duration,
             "fps": frames / duration if duration else None,
-            "bpp": 8 * file.end / (frames * height * width) if frames else None,
+            "bpp": 8 * (file.end - file.audio_bytes) / (frames * height * width) if frames else None,
             "kbit/s": file.end * 8e-3 / duration if duration else None,
             "exact": header.exact,
-            "audio": "AUDI" in file.kinds,
             "config": dict(header.config),
             "metadata": dict(header.metadata),
         }

@@ -48,12 +48,13 @@ def measure_file(
         frame = next(frames)
         seconds += time.perf_counter() - start
         values.append(frame_psnr(frame, wanted))
-    # What the disk holds, not what the file says of itself.
+    # What the disk holds, not what the file says of itself; without audio, which the peers' files do not have either.
+    audio = video.bytes - getattr(video, "video_bytes", video.bytes)
     return RDPoint.of(
         video.model,
         torch.cat(values),
         size,
-        Path(path).stat().st_size,
+        Path(path).stat().st_size - audio,
         settings={"file": Path(path).name},
         decode_fps=len(source) / seconds,
     )

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from .. import _check
-from .audio import read_audio
+from .audio import Audio, read_audio
 from .container import Color, ContainerWriter, Header, frame_hash
 from .gaussian_bits import encode_change, encode_key
 from .gaussian_fit import Moments, Plan, fit_change, fit_key
@@ -98,10 +98,15 @@ def _plan(clip: _Clip, grid: Grid, goal: Goal, gop: int) -> Plan:
         key_steps = max(40, round(min(steps_all * 0.1 / keys, 1200)))
         return Plan(count, key_steps, min(steps, 400), price=0.001)
     if goal.bytes is not None:
-        bits = 8 * goal.bytes / (frames * pixels)
+        audio = _audio(clip.source)
+        room = goal.bytes - (len(audio.to_bytes()) if audio else 0)
+        if room < 1000 + 100 * keys:
+            _check.fail("fit", f"the audio track leaves {room} bytes for the pictures.",
+                        "allow more bytes, or cut a part out: only a whole clip keeps its audio.")  # fmt: skip
+        bits = 8 * room / (frames * pixels)
         suits = round(pixels / 51 * (bits / 0.12) ** 1.25)  # measured on one clip; the price does the rest
-        affordable = int(_KEY_SHARE * goal.bytes / keys / _KEY_BYTES)
-        return Plan(max(16, min(suits, affordable)), 800, 100, price=0.002, bytes=goal.bytes)
+        affordable = int(_KEY_SHARE * room / keys / _KEY_BYTES)
+        return Plan(max(16, min(suits, affordable)), 800, 100, price=0.002, bytes=room)
     density = 10 ** ((goal.psnr - 35.1) / 9)  # measured on one clip; the price does the rest
     return Plan(max(16, round(count * min(8.0, density))), 800, 100, price=0.002, psnr=goal.psnr)
 
@@ -208,8 +213,7 @@ class _Run:
             for g in self.gops:
                 n = len(g["hashes"])
                 writer.add_gop(g["first"], pts[g["first"] : g["first"] + n], {0: g["data"]}, g["hashes"])
-            whole = self.clip.source.start is None and self.clip.source.end is None
-            audio = read_audio(self.clip.source.path) if whole else None
+            audio = _audio(self.clip.source)
             if audio is not None:
                 writer.set_audio(audio)
 
@@ -286,6 +290,11 @@ def _cut(array: np.ndarray, sizes: int | list[int]) -> list[bytes]:
         parts.append(data[at : at + size])
         at += size
     return parts
+
+
+def _audio(source: Source) -> Audio | None:
+    """The source's audio, if all of it is wanted."""
+    return read_audio(source.path) if source.start is None and source.end is None else None
 
 
 def _decibels(square: float) -> float:

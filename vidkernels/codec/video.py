@@ -65,6 +65,11 @@ class GaussianFile:
         return Fraction(len(self), 1) / self.reader.duration
 
     @property
+    def video_bytes(self) -> int:
+        """Bytes of the file without the copied audio track."""
+        return self.bytes - self.reader.audio_bytes
+
+    @property
     def audio(self) -> Audio | None:
         return self.reader.audio()
 
