@@ -47,25 +47,28 @@ __device__ __forceinline__ double exact_sum(const sum_bin* bins) {
   return sum * (1.0 / double(1ll << -kLeft));
 }
 
+/// One step of warp_sums: each half of the lanes keeps one half of the values. Recursion, because ptxas leaves the loop
+/// over halves rolled and the values in memory.
+template <int Half, int Step, int P>
+__device__ __forceinline__ void halve_sums(float (&v)[P]) {
+  const bool upper = threadIdx.x & Step;
+#pragma unroll
+  for (int k = 0; k < Half; ++k) {
+    const float given = upper ? v[k] : v[k + Half], kept = upper ? v[k + Half] : v[k];
+    v[k] = kept + __shfl_xor_sync(0xffffffffu, given, Step);
+  }
+  if constexpr (Half > 1) halve_sums<Half / 2, Step / 2>(v);
+}
+
 /// Sums P values over a warp, a power of two of them, with little more than P shuffles: lane l returns the sum of value
 /// l / (32 / P).
 template <int P>
 __device__ __forceinline__ float warp_sums(float (&v)[P]) {
   static_assert(P >= 2 && P <= 32 && (P & (P - 1)) == 0);
-  const int lane = int(threadIdx.x) % 32;
-  int step = 16;
-#pragma unroll
-  for (int half = P / 2; half >= 1; half /= 2, step /= 2) {
-    const bool upper = lane & step;
-#pragma unroll
-    for (int k = 0; k < half; ++k) {
-      const float given = upper ? v[k] : v[k + half], kept = upper ? v[k + half] : v[k];
-      v[k] = kept + __shfl_xor_sync(0xffffffffu, given, step);
-    }
-  }
+  halve_sums<P / 2, 16>(v);
   float sum = v[0];
 #pragma unroll
-  for (; step >= 1; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+  for (int step = 16 / P; step >= 1; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
   return sum;
 }
 

@@ -56,7 +56,7 @@ __device__ __forceinline__ bool any_open(const float (&light)[kPixels]) {
 
 /// Channels [first, first + C); the walk that starts at 0 writes alpha, too.
 template <int C>
-__global__ void __launch_bounds__(kWalkThreads)
+__global__ void __launch_bounds__(kWalkThreads, C > 4 ? 2 : 3)
     splat_alpha_kernel(SplatAlphaForward a, SplatSource source, TileBits tiles, int64_t first) {
   constexpr int kRecords = kWalkThreads * Record<C>::kSize, kStage = kSide * kSide * C;
   __shared__ TileWalk walk;

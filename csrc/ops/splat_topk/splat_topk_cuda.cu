@@ -2,8 +2,8 @@
 //   bits       a thread per Gaussian marks the tiles that it touches (device/vk_tile_bits.cuh).
 //   forward    a block owns a window of 16x16 pixels, a thread one of them. The block walks the window's Gaussians in
 //              ascending index (device/vk_window_walk.cuh); a thread keeps the K heaviest in registers, heaviest first:
-//              a new weight sinks past the larger ones, and past equal ones, whose index is lower. Then it sorts them
-//              by index.
+//              a new weight sinks past the larger ones, and past equal ones, whose index is lower. Then it takes them
+//              out in ascending index.
 //   backward   a thread finds its pixel's total weight and mean of g . colour from the list, then the block walks
 //              again: as lists and walks ascend, one comparison tells whether a Gaussian is the next of the pixel's
 //              list, and the block stops when all lists are at their end. A warp sums a Gaussian over its pixels, the
@@ -18,6 +18,7 @@ namespace {
 constexpr int kSide = 16;  // pixels along a side of a window
 constexpr int kPatchWidth = 8, kPatchHeight = 4;
 constexpr int kNone = 0x7fffffff;
+constexpr int kFew = 4;  // channels that the forward pass writes at a time
 constexpr unsigned kAll = 0xffffffffu;
 static_assert(kLeastTile % kSide == 0 && kSide * kSide == kWalkThreads);
 
@@ -38,7 +39,7 @@ struct Pixel {
 
 /// K: room for the heaviest, at least a.top.
 template <int K>
-__global__ void __launch_bounds__(kWalkThreads)
+__global__ void __launch_bounds__(kWalkThreads, K > 12 ? 1 : 2)
     splat_topk_kernel(SplatTopkForward a, SplatSource source, TileBits tiles) {
   __shared__ TileWalk walk;
   __shared__ __align__(16) float pool[kWalkThreads * Record<0>::kSize];
@@ -80,33 +81,35 @@ __global__ void __launch_bounds__(kWalkThreads)
       weight[k] = 0;
       index[k] = kNone;
     }
-  // Neighbours change places until the indices ascend.
-#pragma unroll
-  for (int turn = 0; turn < K; ++turn)
-#pragma unroll
-    for (int k = turn % 2; k + 1 < K; k += 2) {
-      const bool wrong = index[k] > index[k + 1];
-      const int low = wrong ? index[k + 1] : index[k], high = wrong ? index[k] : index[k + 1];
-      const float first = wrong ? weight[k + 1] : weight[k], second = wrong ? weight[k] : weight[k + 1];
-      index[k] = low;
-      index[k + 1] = high;
-      weight[k] = first;
-      weight[k + 1] = second;
-    }
   float total = kSplatTopkEpsilon;
 #pragma unroll
   for (int k = 0; k < K; ++k) total += weight[k];
   const float scale = 1.0f / total;
   const int64_t pixel = (window.image * a.height + own.y) * a.width + own.x;
+  for (int64_t first = 0; first == 0 || first < a.channels; first += kFew) {
+    const int64_t left = a.channels - first;
+    float sum[kFew] = {};
+    int last = -1;
+    for (int64_t turn = 0; turn < a.top; ++turn) {
+      int lowest = kNone;  // of those after the last one
+      float w = 0;
 #pragma unroll
-  for (int k = 0; k < K; ++k)
-    if (k < a.top) a.index[pixel * a.top + k] = index[k] == kNone ? -1 : index[k];
-  for (int64_t ch = 0; ch < a.channels; ++ch) {
-    float sum = 0;
+      for (int k = 0; k < K; ++k)
+        if (index[k] > last && index[k] < lowest) {
+          lowest = index[k];
+          w = weight[k];
+        }
+      last = lowest;
+      if (first == 0) a.index[pixel * a.top + turn] = lowest == kNone ? -1 : lowest;
+      if (lowest == kNone) continue;
+      w *= scale;
 #pragma unroll
-    for (int k = 0; k < K; ++k)
-      if (index[k] != kNone) sum += weight[k] * scale * a.colors[index[k] * a.channels + ch];
-    a.image[pixel * a.channels + ch] = sum;
+      for (int c = 0; c < kFew; ++c)
+        if (c < left) sum[c] += w * a.colors[int64_t(lowest) * a.channels + first + c];
+    }
+#pragma unroll
+    for (int c = 0; c < kFew; ++c)
+      if (c < left) a.image[pixel * a.channels + first + c] = sum[c];
   }
 }
 
@@ -127,8 +130,8 @@ struct Listed {
 template <int C>
 __global__ void __launch_bounds__(kWalkThreads, 2)
     splat_topk_backward_kernel(SplatTopkBackward a, SplatSource source, TileBits tiles, sum_bin* sums, int batch_size) {
-  constexpr int kFew = kMoments + C, kSums = kFew <= 8 ? 8 : 16;
-  static_assert(kFew <= 16);
+  constexpr int kOwn = kMoments + C, kSums = kOwn <= 8 ? 8 : 16;
+  static_assert(kOwn <= 16);
   __shared__ TileWalk walk;
   __shared__ __align__(16) float pool[kWalkThreads * Record<C>::kSize];
   __shared__ uint32_t masks[kWalkWarps];
@@ -211,7 +214,7 @@ __global__ void __launch_bounds__(kWalkThreads, 2)
         }
         if (!__any_sync(kAll, share > 0)) continue;
         mask |= 1u << j;
-        batch.put<kSums>(j, 0, kFew, warp_sums<kSums>(v));
+        batch.put<kSums>(j, 0, kOwn, warp_sums<kSums>(v));
         if constexpr (C == 0) {
           for (int ch = 0; ch < channels; ch += kChunk) {
             float w[kChunk] = {};
