@@ -98,21 +98,23 @@ def decode_change(data: memoryview, before: np.ndarray) -> np.ndarray:
 
 def _activity_contexts(before: np.ndarray):
     """For the even places, then the odd ones: (the places, f(active so far) -> uint8 contexts)."""
-    was = np.abs(before).sum(1, dtype=np.int64)
-    own = np.minimum(was, 1)
-    around = np.zeros(len(was) + 2, np.int64)
-    around[1:-1] = was > 0
-    around = around[:-2] + around[2:]  # 0..2 of the two neighbours
-    base = own * 3 + around
+    was = before.any(1).astype(np.int64)
+    around = _sum_of_neighbours(was)
 
     def even(active):
-        return base[0::2].astype(np.uint8)
+        return (was * 2 + (around > 0))[0::2].astype(np.uint8)
 
     def odd(active):
-        now = np.append(active, False).astype(np.int64)
-        return (base[1::2] * 3 + now[:-1][0::2][: len(base[1::2])] + now[2::2][: len(base[1::2])]).astype(np.uint8)
+        return (was * 3 + _sum_of_neighbours(active.astype(np.int64)))[1::2].astype(np.uint8)
 
     return (slice(0, None, 2), even), (slice(1, None, 2), odd)
+
+
+def _sum_of_neighbours(x: np.ndarray) -> np.ndarray:
+    out = np.zeros_like(x)
+    out[1:] += x[:-1]
+    out[:-1] += x[1:]
+    return out
 
 
 def _change_contexts(before: np.ndarray) -> np.ndarray:
