@@ -40,8 +40,12 @@ def test_examples_run(name):
 
 @pytest.mark.parametrize("name", [n for n, f in FUNCTIONS.items() if inspect.isfunction(f)])
 def test_every_function_can_be_forced(name):
+    """A function that calls no op of ours says so: its only backend is the reference, torch itself."""
     parameter = inspect.signature(FUNCTIONS[name]).parameters.get("backend")
-    assert parameter is not None, f"{name} has no backend argument"
+    if parameter is None:
+        backends = inspect.getdoc(FUNCTIONS[name]).split("Backends:")[1].split("Deterministic")[0]
+        assert "cpu" not in backends, f"{name} runs on several backends, but has no backend argument"
+        return
     assert parameter.kind is inspect.Parameter.KEYWORD_ONLY
     assert parameter.default is None
 

@@ -14,6 +14,7 @@ from vidkernels._version import __version__
 __all__ = [
     "__version__",
     "backend",
+    "codec",
     "data",
     "functional",
     "info",
@@ -24,7 +25,7 @@ __all__ = [
     "train",
 ]
 
-_LAZY = ("data", "methods", "metrics", "models", "train")
+_LAZY = ("codec", "data", "methods", "metrics", "models", "train")
 
 
 def __getattr__(name: str):

@@ -9,6 +9,7 @@ from vidkernels.nn.splatting.density import (
     sample_error,
 )
 from vidkernels.nn.splatting.explicit import ExplicitGaussianVideo, Rendering
+from vidkernels.nn.splatting.gaussian2d import GaussianImage, GaussianVideo
 from vidkernels.nn.splatting.hierarchical import CameraODE, HierarchicalGaussianVideo, refine_bspline
 from vidkernels.nn.splatting.layered import (
     InverseLBS,
@@ -23,6 +24,8 @@ __all__ = [
     "CanonicalGaussianVideo",
     "DensityControl",
     "ExplicitGaussianVideo",
+    "GaussianImage",
+    "GaussianVideo",
     "HierarchicalGaussianVideo",
     "InverseLBS",
     "LayeredVolumeRenderer",
