@@ -1,5 +1,5 @@
-"""The GPU kernels of splat_alpha and splat_topk beyond their cases: crowded tiles, Gaussians larger than the image, early
-ends, sums that do not depend on the order of blocks, and what they read and write."""
+"""The GPU kernels of splat_alpha and splat_topk beyond their cases: crowded tiles, Gaussians larger than the image,
+early ends, sums that do not depend on the order of blocks, and what they read and write."""
 
 import math
 
@@ -203,8 +203,8 @@ def test_any_order_of_blocks_gives_the_same_bits(seed):
 
 def gradients_scaled(factor, spoil=None):
     means, shapes, colors, opacities, depths = scene(30, 40, 45, cover=1.5)
-    image, alpha, order = splat_alpha(means, shapes, colors, opacities, depths, None, None, 40, 45, 0.5, "cholesky", None,
-                                      backend="simt")  # fmt: skip
+    image, alpha, order = splat_alpha(means, shapes, colors, opacities, depths, None, None, 40, 45, 0.5, "cholesky",
+                                      None, backend="simt")  # fmt: skip
     grad = torch.randn(image.shape, generator=torch.Generator().manual_seed(4)) * factor
     if spoil is not None:
         grad[0, 20, 20] = spoil
@@ -242,8 +242,8 @@ def test_traffic_of_a_small_scene():
     height, width, count = 64, 96, 200
     means, shapes, colors, opacities, depths = scene(count, height, width)
     trace.simt_reset_counters()
-    image, alpha, order = splat_alpha(means, shapes, colors, opacities, depths, None, None, height, width, 0.5, "cholesky",
-                                      None, backend="simt_trace")  # fmt: skip
+    image, alpha, order = splat_alpha(means, shapes, colors, opacities, depths, None, None, height, width, 0.5,
+                                      "cholesky", None, backend="simt_trace")  # fmt: skip
     kernels = {k["kernel"].split("::")[-1]: k for k in trace.simt_counters()}
     render = next(k for name, k in kernels.items() if name.startswith("splat_alpha_kernel"))
     assert render["store_bytes"] == 4 * (image.numel() + alpha.numel())
@@ -253,7 +253,7 @@ def test_traffic_of_a_small_scene():
     per_gaussian = 4 * (1 + 2 + 3 + 1 + 3)  # order, mean, shape, weight, colour
     assert render["load_bytes"] <= windows * (count * per_gaussian + tiles * words * 4)
     trace.simt_reset_counters()
-    splat_alpha_backward(torch.ones_like(image), None, image, alpha, order, means, shapes, colors, opacities, None, None,
-                         0.5, "cholesky", False, backend="simt_trace")  # fmt: skip
+    splat_alpha_backward(torch.ones_like(image), None, image, alpha, order, means, shapes, colors, opacities, None,
+                         None, 0.5, "cholesky", False, backend="simt_trace")  # fmt: skip
     back = next(k for k in trace.simt_counters() if "splat_alpha_backward_kernel" in k["kernel"])
     assert 0 < back["atomic_bytes"] <= windows * count * 9 * 8  # one 64-bit integer per sum and window
