@@ -25,6 +25,7 @@ pytest.importorskip("av")
 pytest.importorskip("safetensors")
 pytestmark = pytest.mark.skipif(_native._C is None, reason="needs the compiled module")
 ROOT = Path(__file__).parents[2]
+_PLAN = gaussian._plan
 
 
 @pytest.fixture
@@ -87,7 +88,8 @@ def whole(out, frames):
 @pytest.mark.parametrize(
     "goal", [Goal(seconds=0.5), Goal(bytes=3000), Goal(psnr=28.0)], ids=["seconds", "bytes", "psnr"]
 )
-def test_each_goal_gives_an_exact_file(source, tmp_path, goal):
+def test_each_goal_gives_an_exact_file(source, tmp_path, goal, monkeypatch):
+    monkeypatch.setattr(gaussian, "_plan", _PLAN)  # all of the work
     path, clip = source()
     reports, returned = fit(path, tmp_path / "o.vkv", goal)
     assert returned.path == path
@@ -98,7 +100,7 @@ def test_each_goal_gives_an_exact_file(source, tmp_path, goal):
     frames = whole(tmp_path / "o.vkv", 5)
     assert frames.shape == clip.shape
     grey = clip.float().mean((0, 1, 2)).expand_as(clip)
-    assert psnr(frames, clip) > psnr(grey, clip) + 1
+    assert psnr(frames, clip) > psnr(grey, clip) + 3
     each = np.mean([psnr(a, b) for a, b in zip(frames, clip, strict=True)])
     assert reports[-1].psnr == pytest.approx(each, abs=1e-3)
 
