@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections.abc import Generator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -125,6 +125,7 @@ class _Run:
         self.squares: list[float] = []  # mean squared error of each finished frame
         self.bytes = 0
         self.change = None
+        self.whole = True  # False while a frame or a GOP is being added: half of one is not to be saved
 
     @property
     def done(self) -> int:
@@ -141,8 +142,7 @@ class _Run:
         saved = time.monotonic()
         self.save()
         try:
-            while self.done < len(self.clip):
-                first = len(self.gops) * self.gop
+            while (first := len(self.gops) * self.gop) < len(self.clip):
                 last = min(first + self.gop, len(self.clip))
                 self.clip.load(first, last)
                 while self.done < last:
@@ -154,7 +154,8 @@ class _Run:
                 self.close_gop(first)
             self.write()
         except BaseException:
-            self.save()
+            if self.whole:
+                self.save()
             raise
         state_path(self.out).unlink(missing_ok=True)
         yield self.progress()
@@ -164,24 +165,30 @@ class _Run:
         target = self.clip[i]
         if i == first:
             generator = torch.Generator().manual_seed(_SEED + i)
-            q, self.moments = fit_key(target, self.grid, self.plan.count, self.plan.key_steps, generator)
-            self.coded.append(encode_key(q))
-            before = np.zeros_like(q)
+            q, moments = fit_key(target, self.grid, self.plan.count, self.plan.key_steps, generator)
+            coded, change = encode_key(q), np.zeros_like(q)
         else:
-            last, before = self.frames[-1], self.change
-            q = fit_change(last, self.moments, target, self.grid, self.plan.steps, self.plan.price)
-            self.coded.append(encode_change(q - last, before))
-            before = q - last
-        self.bytes += len(self.coded[-1])
-        self.change = before
+            last = self.frames[-1]
+            # On a copy: interrupted within a frame, the state must be that of the frame before.
+            moments = replace(self.moments, mean=self.moments.mean.clone(), variance=self.moments.variance.clone())
+            q = fit_change(last, moments, target, self.grid, self.plan.steps, self.plan.price)
+            change = q - last
+            coded = encode_change(change, self.change)
         picture = self.grid.draw(self.grid.values(q))
-        self.squares.append(float((picture.float() - target.float()).square().mean(dtype=torch.float64)) / 255**2)
-        if not math.isfinite(float(self.moments.variance.sum())):
+        square = float((picture.float() - target.float()).square().mean(dtype=torch.float64)) / 255**2
+        if not math.isfinite(float(moments.variance.sum())):
             _check.fail("fit", f"the fit diverged at frame {i}; the frames before it are kept in the state.",
                         error=FloatingPointError)  # fmt: skip
+        digest = frame_hash(picture)
+        self.whole = False
+        self.moments, self.change = moments, change
         self.frames.append(q)
-        self.hashes.append(frame_hash(picture))
-        self.plan = self.plan.steered(*self._bytes_due(), _decibels(self.squares[-1]))
+        self.coded.append(coded)
+        self.hashes.append(digest)
+        self.bytes += len(coded)
+        self.squares.append(square)
+        self.plan = self.plan.steered(*self._bytes_due(), _decibels(square))
+        self.whole = True
 
     def _bytes_due(self) -> tuple[int, float]:
         """Bytes spent so far and those that were meant, both with the slack of a few frames."""
@@ -196,9 +203,11 @@ class _Run:
 
     def close_gop(self, first: int) -> None:
         data = join_gop(self.frames[0].shape[0], self.coded)
+        self.whole = False
         self.gops.append({"first": first, "seconds": self.clip.seconds, "data": data, "hashes": self.hashes})
         self.bytes = sum(len(g["data"]) for g in self.gops)
         self.frames, self.coded, self.hashes, self.moments, self.change = [], [], [], None, None
+        self.whole = True
 
     def write(self) -> None:
         seconds = [s for g in self.gops for s in g["seconds"]]

@@ -92,10 +92,11 @@ class GaussianFile:
         GOP, the Gaussians are half way, too."""
         if not 0 <= seconds <= self.reader.duration:
             _check.fail("at", f"expected a time from 0 to {float(self.reader.duration):g} seconds.", seconds=seconds)
-        i = min(self.reader.frame_of_time(seconds), len(self) - 1)
-        gop = self.reader.gop_of_frame(i)
-        times = self.reader.pts(gop)
         ticks = Fraction(seconds) / self.reader.header.time_base + int(self.reader.pts(0)[0])
+        end = seconds == self.reader.duration  # where the last frame has just gone; it is still what there is to see
+        clock = ticks * self.reader.header.time_base
+        gop = self.reader.gop_of_frame(len(self) - 1) if end else self.reader.gop_of_time(clock)
+        times = self.reader.pts(gop)
         k = max(0, bisect_right(times.tolist(), ticks) - 1)
         now = self.gaussians(gop.first_frame + k)
         if k + 1 < len(times):
