@@ -16,7 +16,6 @@ namespace {
 constexpr int kTileArea = kTileBlocks * kTileBlocks;
 constexpr float kLn2 = 0.693147181f;
 
-
 /// Memory as it comes.
 template <class T>
 class Room {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 
 import torch
@@ -16,6 +16,7 @@ from .errors import damaged
 from .gaussian_model import Grid, decode_gop
 
 _KEPT_GOPS = 2
+_KEPT_BYTES = 1 << 28  # of decoded Gaussians; what a file beyond it holds is decoded again where needed
 
 
 def open(path: str | os.PathLike) -> GaussianFile:
@@ -41,6 +42,33 @@ def open(path: str | os.PathLike) -> GaussianFile:
     return GaussianFile(reader)
 
 
+class _Stretch:
+    """The Gaussians of a GOP, decoded as far as they were asked for, and kept as far as memory is meant for it."""
+
+    def __init__(self, make: Callable[[], Iterator[torch.Tensor]]):
+        self._make = make
+        self._restart()
+
+    def _restart(self) -> None:
+        self._frames, self._kept, self._at, self._last = self._make(), [], -1, None
+
+    def __getitem__(self, k: int) -> torch.Tensor:
+        if k < len(self._kept):
+            return self._kept[k]
+        if k < self._at:
+            self._restart()
+        try:
+            while self._at < k:
+                self._last = next(self._frames)
+                self._at += 1
+                if len(self._kept) == self._at and (self._at + 1) * self._last.numel() * 4 <= _KEPT_BYTES:
+                    self._kept.append(self._last)
+        except Exception:
+            self._restart()
+            raise
+        return self._last
+
+
 class GaussianFile:
     """A Gaussian video in a file. The Gaussians of a GOP are decoded when one of its frames is asked for."""
 
@@ -50,7 +78,7 @@ class GaussianFile:
         self.reader = reader
         self.size = (reader.header.height, reader.header.width)
         self.bytes = reader.end
-        self._gops: OrderedDict[int, list[torch.Tensor]] = OrderedDict()
+        self._gops: OrderedDict[int, _Stretch] = OrderedDict()
         try:
             self.grid = Grid.from_config(reader.header.config, self.size)
         except ValueError as error:
@@ -110,7 +138,8 @@ class GaussianFile:
         GOP."""
         gop = self.reader.gop_of_frame(frame)
         if gop.number not in self._gops:
-            self._gops[gop.number] = list(self._decoded(gop, self.reader.read(gop)))
+            data = self.reader.read(gop)
+            self._gops[gop.number] = _Stretch(lambda: self._decoded(gop, data))
             while len(self._gops) > _KEPT_GOPS:
                 self._gops.popitem(last=False)
         self._gops.move_to_end(gop.number)

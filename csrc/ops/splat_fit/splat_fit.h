@@ -27,7 +27,7 @@ struct SplatFit {
   const float* pace;      // [S], factor of the learning rates at each step
   double* error;          // [S], out: mean squared error before each step, of pixels clamped to [0, 1]
   float rate[kFitAttributes], quantum[kFitAttributes], shrink[kFitAttributes];
-  float least;            // l11 and l22 stay at or above it
+  float least;  // l11 and l22 stay at or above it
   float beta1, beta2;
   int64_t count, frame_count, height, width, steps, first_step;  // first_step: steps that the moments have seen
 };

@@ -50,7 +50,8 @@ void fit_cpu(const Tensor& current, const Tensor& previous, const Tensor& mean, 
   check.require(count < (int64_t(1) << 31) && frames.size(1) < (1 << 20) && frames.size(2) < (1 << 20),
                 "at most 2^31 - 1 Gaussians and 2^20 pixels along a side.");
   for (int64_t s = 0; s < order.size(0); ++s)
-    check.require(uint32_t(order.ptr<int32_t>()[s]) < uint64_t(frames.size(0)), "`order` names a frame that is not there.");
+    check.require(uint32_t(order.ptr<int32_t>()[s]) < uint64_t(frames.size(0)),
+                  "`order` names a frame that is not there.");
   SplatFit a{};
   a.current = current.ptr<float>();
   a.previous = previous.defined() ? previous.ptr<float>() : nullptr;

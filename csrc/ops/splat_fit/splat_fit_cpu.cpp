@@ -35,7 +35,8 @@ void target_blocks(const uint8_t* frame, int64_t height, int64_t width, const Ti
 VK_INLINE V16 bytes_to_floats(const uint8_t* from) {
 #if defined(__AVX512F__)
   V16 v;
-  v.p[0] = (PartF)_mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+  v.p[0] = (PartF)_mm512_maskz_cvtepi32_ps(
+      0xffff, _mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
   return v;
 #else
   float lane[16];
@@ -43,7 +44,6 @@ VK_INLINE V16 bytes_to_floats(const uint8_t* from) {
   return load(lane);
 #endif
 }
-
 
 float rounded(float current, float previous, float quantum) {
   return quantum > 0 ? previous + quantum * std::nearbyint((current - previous) / quantum) : current;

@@ -23,7 +23,7 @@ static_assert(kLeastTile % kSide == 0);
 
 /// Channels [first, first + C).
 template <int C>
-__global__ void __launch_bounds__(kWalkThreads) splat_sum_kernel(SplatSumForward a, TileBits tiles, int64_t first) {
+__global__ void __launch_bounds__(kWalkThreads, 3) splat_sum_kernel(SplatSumForward a, TileBits tiles, int64_t first) {
   constexpr int kStride = (kRecord + C) | 1;  // odd: lanes that write their records meet in different banks
   constexpr int kPool = kWalkThreads * kStride > kSide * kSide * C ? kWalkThreads * kStride : kSide * kSide * C;
   __shared__ TileWalk walk;

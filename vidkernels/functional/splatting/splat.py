@@ -57,8 +57,8 @@ def splat_2d(
             Gaussian with non-finite or degenerate parameters shows nowhere and has zero gradients.
     Raises:
         ValueError: shapes that do not fit, an unknown mode, depths without "alpha".
-    Backends: reference, cpu, cuda (sm80+). Deterministic: forward yes, backward yes (sums in a fixed order, for any
-        number of threads).
+    Backends: reference, cpu, cuda (sm80+). Deterministic: forward yes, backward yes (sums in a fixed
+        order, for any number of threads).
     Source: sum: Zhang et al. 2024, arXiv 2403.08551, section 3; alpha: Kerbl et al. 2023, arXiv 2308.04079, eq. 3; topk:
         Zhang et al. 2024, arXiv 2407.01866, section 3; differs: exact supports instead of squares of tiles.
     Example:

@@ -69,7 +69,7 @@ class GaussianImage(nn.Module):
 
     @classmethod
     def from_image(cls, image: Tensor, count: int, generator: torch.Generator | None = None) -> GaussianImage:
-        """A start from a picture [H, W, C], uint8 or floats 0..1: more Gaussians where it has detail, in its colours."""
+        """A start from a picture [H, W, C], uint8 or floats 0..1: most Gaussians where it has detail."""
         _check.is_tensor("GaussianImage.from_image", "image", image, "[H, W, C]")
         image = image.float() / 255 if image.dtype is torch.uint8 else image.float()
         height, width, channels = image.shape
