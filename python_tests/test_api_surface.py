@@ -53,7 +53,6 @@ def test_every_function_can_be_forced(name):
 def test_surface():
     """The list of public names: change it together with the CHANGELOG."""
     assert set(vk.functional.__all__) == {
-        "ProjectedGaussians",
         "TokenMask",
         "alpha_from_density",
         "arap_loss",
@@ -111,16 +110,10 @@ def test_surface():
         "MaskedPatchLoss",
         "PointRayRenderer",
         "RandomMasking",
-        "Rendering",
         "RunningCellMasking",
         "TubeMasking",
         "VisibleTubeEmbed",
         "VolumeRenderer",
-        "append_gaussians",
-        "keep_gaussians",
-        "refine_bspline",
-        "replace_parameter",
-        "sample_error",
     }
     assert {"functional", "nn", "info", "backend", "codec", "data", "metrics", "models", "methods", "train"} <= set(
         vk.__all__

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from vidkernels import nn as vknn
+from vidkernels.nn.splatting import density
 
 
 def make(count=6, seed=0):
@@ -37,7 +38,7 @@ def test_rows_keep_their_moments_and_go_on_alike():
     other, other_optimizer = make()
     before, averages = {n: v.detach().clone() for n, v in gaussians.items()}, moments(gaussians, optimizer)
     index = torch.tensor([4, 0, 3])
-    vknn.keep_gaussians(gaussians, optimizer, index)
+    density.keep_gaussians(gaussians, optimizer, index)
     for name, value in gaussians.items():
         assert torch.equal(value, before[name][index])
         assert torch.equal(optimizer.state[value]["exp_avg"], averages[name][index])
@@ -55,14 +56,14 @@ def test_new_rows_start_without_moments():
     gaussians, optimizer = make()
     averages = moments(gaussians, optimizer)
     new = {name: torch.ones(2, *value.shape[1:]) for name, value in gaussians.items()}
-    vknn.append_gaussians(gaussians, optimizer, new)
+    density.append_gaussians(gaussians, optimizer, new)
     for name, value in gaussians.items():
         assert torch.equal(value[6:], new[name])
         state = optimizer.state[value]["exp_avg"]
         assert torch.equal(state[:6], averages[name])
         assert not state[6:].any()
     with pytest.raises(ValueError, match=r"expected rows for .*means"):
-        vknn.append_gaussians(gaussians, optimizer, {"means": torch.zeros(1, 3)})
+        density.append_gaussians(gaussians, optimizer, {"means": torch.zeros(1, 3)})
 
 
 def test_small_ones_are_cloned_large_ones_split():
@@ -138,9 +139,9 @@ def test_error_is_drawn_in_proportion_and_without_repeats():
     error = torch.zeros(4, 5)
     error[1, 3], error[2, 0] = 3.0, 1.0
     generator = torch.Generator().manual_seed(0)
-    drawn = [vknn.sample_error(error, 1, generator).squeeze(0).tolist() for _ in range(400)]
+    drawn = [density.sample_error(error, 1, generator).squeeze(0).tolist() for _ in range(400)]
     share = sum(pixel == [3.5, 1.5] for pixel in drawn) / 400
     assert share == pytest.approx(0.75, abs=0.07)
-    both = vknn.sample_error(error, 9, generator)
+    both = density.sample_error(error, 9, generator)
     assert sorted(both.tolist()) == [[0.5, 2.5], [3.5, 1.5]]
-    assert vknn.sample_error(torch.zeros(4, 5), 3).shape == (0, 2)
+    assert density.sample_error(torch.zeros(4, 5), 3).shape == (0, 2)

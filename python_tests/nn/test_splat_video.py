@@ -7,6 +7,7 @@ import torch
 
 from vidkernels import functional as vkf
 from vidkernels import nn as vknn
+from vidkernels.nn.splatting import density, hierarchical
 
 SIZE = (24, 32)
 STEP = torch.tensor([0.5, -0.25, 0.0])  # scene units over the whole clip
@@ -236,13 +237,13 @@ def test_starting_from_pixels_uses_the_priors():
 def test_refined_spline_is_the_same_curve():
     points = torch.randn(5, 6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     times = torch.linspace(0, 1, 23, dtype=torch.float64)
-    finer = vknn.refine_bspline(points)
+    finer = hierarchical.refine_bspline(points)
     assert finer.shape == (5, 9, 3)
     torch.testing.assert_close(
         vkf.motion_eval(finer, times, "bspline"), vkf.motion_eval(points, times, "bspline"), atol=1e-12, rtol=0
     )
     with pytest.raises(ValueError, match="K >= 4"):
-        vknn.refine_bspline(points[:, :3])
+        hierarchical.refine_bspline(points[:, :3])
 
 
 def test_inserting_controls_changes_no_picture():
@@ -287,7 +288,7 @@ def test_rows_at_pixels_land_there():
     model = moving_camera()
     pixels = torch.tensor([[4.5, 6.5], [20.5, 11.5]])
     rows = model.rows_at(pixels, torch.rand(2, 3), 0.6, SIZE, spread=0.05)
-    vknn.append_gaussians(model.gaussians, None, rows)
+    density.append_gaussians(model.gaussians, None, rows)
     torch.testing.assert_close(model.screen(0.6, SIZE)[0, -2:, :2].detach(), pixels, atol=1e-3, rtol=0)
 
 

@@ -107,7 +107,7 @@ def _plan(clip: _Clip, grid: Grid, goal: Goal, gop: int) -> Plan:
         suits = round(pixels / 51 * (bits / 0.12) ** 1.25)  # measured on one clip; the price does the rest
         affordable = int(_KEY_SHARE * room / keys / _KEY_BYTES)
         return Plan(max(16, min(suits, affordable)), 800, 100, price=0.002, bytes=room)
-    density = 10 ** ((goal.psnr - 34.25) / 5.4)  # measured on one clip; the price does the rest
+    density = 10 ** ((goal.psnr - 35.1) / 9)  # measured on one clip; the price does the rest
     return Plan(max(16, round(count * min(8.0, density))), 800, 100, price=0.002, psnr=goal.psnr)
 
 

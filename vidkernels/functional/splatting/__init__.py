@@ -14,7 +14,7 @@ from vidkernels.functional.splatting.losses import (
 from vidkernels.functional.splatting.motion import motion_eval
 from vidkernels.functional.splatting.mpi import mpi_homographies, render_mpi, warp_planes
 from vidkernels.functional.splatting.points import farthest_points, nearest_points, unproject_depth
-from vidkernels.functional.splatting.project import ProjectedGaussians, project_gaussians
+from vidkernels.functional.splatting.project import project_gaussians
 from vidkernels.functional.splatting.rasterization import rasterization
 from vidkernels.functional.splatting.skeleton import bone_transforms, inverse_skinning
 from vidkernels.functional.splatting.slice import slice_spacetime
@@ -30,7 +30,6 @@ from vidkernels.functional.splatting.volume import (
 )
 
 __all__ = [
-    "ProjectedGaussians",
     "alpha_from_density",
     "arap_loss",
     "bone_transforms",

@@ -72,6 +72,9 @@ def alpha_from_density(density: torch.Tensor, delta: torch.Tensor) -> torch.Tens
         delta: broadcast against it, lengths of the slabs; inf closes a ray that meets any density.
     Returns:
         alpha: [...]. Differentiable in both.
+    Raises:
+        RuntimeError: from torch, for shapes that do not broadcast.
+    Backends: reference (plain torch). Deterministic: yes.
     Source: Max 1995, eq. 4.
     Example:
         >>> alpha_from_density(torch.tensor([0.0, 1.0]), torch.tensor(0.5)).tolist()

@@ -44,9 +44,9 @@ def decode_splats(
     Source: Zhang et al. 2024, arXiv 2403.08551, equation 6 (accumulated summation); differs: a specified exponential
         and a support that ends at 1/255.
     Example:
-        >>> means, cholesky = torch.tensor([[1.5, 0.5]]), torch.tensor([[0.5, 0.0, 0.5]])
+        >>> means, cholesky = torch.tensor([[1.5, 0.5]]), torch.tensor([[1.0, 0.0, 1.0]])
         >>> decode_splats(means, cholesky, torch.ones(1, 1), size=(1, 3)).flatten().tolist()
-        [35, 255, 35]
+        [155, 255, 155]
     """
     name = "decode_splats"
     _check.is_tensor(name, "means", means, "[N, 2]")

@@ -27,6 +27,7 @@ def mpi_homographies(
         homographies: [B, D, 3, 3], target pixel (x, y, 1) -> source pixel, in homogeneous coordinates. Differentiable.
     Raises:
         ValueError: shapes that do not fit.
+    Backends: reference (plain torch). Deterministic: yes.
     Source: Zhou et al. 2018, arXiv 1805.09817, section 3.1.
     Example:
         >>> eye = torch.eye(3)
@@ -59,6 +60,7 @@ def warp_planes(planes: torch.Tensor, homographies: torch.Tensor, size: tuple[in
         warped: [B, D, H', W', C]. Differentiable in `planes` and `homographies`.
     Raises:
         ValueError: shapes that do not fit.
+    Backends: reference (plain torch). Deterministic: yes.
     Source: Zhou et al. 2018, arXiv 1805.09817, section 3.1.
     Example:
         >>> planes = torch.rand(1, 2, 4, 6, 4)

@@ -22,6 +22,8 @@ def unproject_depth(depth: torch.Tensor, k: torch.Tensor, pose: torch.Tensor) ->
         points: [H, W, 3]. Differentiable.
     Raises:
         ValueError: shapes that do not fit.
+    Backends: reference (plain torch). Deterministic: yes.
+    Source: the pinhole camera.
     Example:
         >>> k = torch.tensor([[1.0, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
         >>> unproject_depth(torch.tensor([[3.0, 3.0]]), k, torch.eye(4)).tolist()
@@ -43,6 +45,7 @@ def farthest_points(points: torch.Tensor, count: int, start: int = 0) -> torch.T
         index: [count] int64, in the order of choice; of equally far points the first. Not differentiable.
     Raises:
         ValueError: more points wanted than there are.
+    Backends: reference (plain torch). Deterministic: yes.
     Source: Gonzalez 1985, "Clustering to minimize the maximum intercluster distance"; Qi et al. 2017, arXiv 1706.02413.
     Example:
         >>> farthest_points(torch.tensor([[0.0], [1.0], [9.0], [5.0]]), 3).tolist()
@@ -77,6 +80,8 @@ def nearest_points(
         distance: [Q, k], ascending, differentiable in both sets; index: [Q, k] int64.
     Raises:
         ValueError: fewer points than k; shapes that do not fit.
+    Backends: reference (plain torch). Deterministic: yes.
+    Source: brute force.
     Example:
         >>> nearest_points(torch.tensor([[0.9]]), torch.tensor([[0.0], [1.0], [5.0]]), 2)[1].tolist()
         [[1, 0]]

@@ -10,7 +10,7 @@ import torch
 from vidkernels import _check
 from vidkernels.ops.project_gaussians.op import project_gaussians as _project
 
-__all__ = ["ProjectedGaussians", "project_gaussians"]
+__all__ = ["project_gaussians"]
 
 _NAME = "project_gaussians"
 _UPPER = (0, 1, 2, 4, 5, 8)  # of a flattened 3x3 matrix

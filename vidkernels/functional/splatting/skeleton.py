@@ -29,6 +29,7 @@ def bone_transforms(
         transforms: [..., K, 4, 4], observed coordinates from rest coordinates. Differentiable.
     Raises:
         ValueError: shapes that do not fit; a parent that comes after its child.
+    Backends: reference (plain torch). Deterministic: yes.
     Source: Loper et al. 2015, "SMPL", eq. 3 and 4 (without pose blend shapes).
     Example:
         >>> turn = torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
@@ -77,6 +78,7 @@ def inverse_skinning(
             figure. Differentiable in everything.
     Raises:
         ValueError: shapes that do not fit.
+    Backends: reference (plain torch). Deterministic: yes.
     Source: Weng et al. 2022 (HumanNeRF), arXiv 2201.04127, eq. 4 and 5.
     Example:
         >>> volume = torch.ones(1, 2, 2, 2)

@@ -59,8 +59,8 @@ def splat_2d(
         ValueError: shapes that do not fit, an unknown mode, depths without "alpha".
     Backends: reference, cpu, cuda (sm80+). Deterministic: forward yes, backward yes (sums in a fixed
         order, for any number of threads).
-    Source: sum: Zhang et al. 2024, arXiv 2403.08551, section 3; alpha: Kerbl et al. 2023, arXiv 2308.04079, eq. 3; topk:
-        Zhang et al. 2024, arXiv 2407.01866, section 3; differs: exact supports instead of squares of tiles.
+    Source: sum: Zhang et al. 2024, arXiv 2403.08551, section 3; alpha: Kerbl et al. 2023, arXiv 2308.04079, eq. 3;
+        topk: Zhang et al. 2024, arXiv 2407.01866, section 3; differs: exact supports instead of squares of tiles.
     Example:
         >>> image = splat_2d(torch.tensor([[2.5, 1.5]]), torch.tensor([[1.0, 0.0, 1.0]]), torch.ones(1, 3), size=(3, 5))
         >>> image.shape, round(image[1, 2, 0].item(), 4), round(image[1, 3, 0].item(), 4)

@@ -21,6 +21,10 @@ def pixel_rays(k: torch.Tensor, pose: torch.Tensor, size: tuple[int, int]) -> tu
         size: (height, width).
     Returns:
         origins, directions: [H, W, 3] each, in world coordinates. Differentiable.
+    Raises:
+        RuntimeError: from torch, for shapes that do not broadcast.
+    Backends: reference (plain torch). Deterministic: yes.
+    Source: the pinhole camera.
     Example:
         >>> k = torch.tensor([[2.0, 0, 1], [0, 2, 1], [0, 0, 1]])
         >>> pixel_rays(k, torch.eye(4), (2, 2))[1][0, 1].tolist()
@@ -54,6 +58,9 @@ def stratified_samples(
         device: of the result; None: that of `near`.
     Returns:
         t: [R, S + 1], ascending, from near to far. Not differentiable in the draw.
+    Raises:
+        RuntimeError: from torch, for shapes that do not broadcast.
+    Backends: reference (plain torch). Deterministic: yes.
     Source: Mildenhall et al. 2020, arXiv 2003.08934, eq. 2; differs: interval ends are drawn, the first and last stay.
     Example:
         >>> stratified_samples(0.0, 1.0, 1, 4, jitter=False).tolist()
@@ -89,6 +96,7 @@ def importance_samples(
         t: [R, count + 1], ascending, the first and last end kept. Not differentiable.
     Raises:
         ValueError: shapes that do not fit.
+    Backends: reference (plain torch). Deterministic: yes.
     Source: Mildenhall et al. 2020, arXiv 2003.08934, section 5.2.
     Example:
         >>> t = torch.tensor([[0.0, 1.0, 2.0]])
@@ -163,10 +171,14 @@ def merge_samples(
     Returns:
         values: [..., S', C], alpha: [..., S'], order: [..., S'] int64, the place of each sample in the concatenation.
             Differentiable in values and alpha.
+    Raises:
+        RuntimeError: from torch, for shapes that do not broadcast.
+    Backends: reference (plain torch). Deterministic: yes.
+    Source: Liu et al. 2023, arXiv 2304.12281.
     Example:
         >>> near = torch.tensor([[1.0]]), torch.tensor([0.5]), torch.tensor([1.0])
         >>> far = torch.tensor([[10.0]]), torch.tensor([1.0]), torch.tensor([2.0])
-        >>> composite(*merge_samples([far, near])[:2])[0].tolist()
+        >>> vk.functional.composite(*merge_samples([far, near])[:2])[0].tolist()
         [5.5]
     """
     values, alpha, depth = (torch.cat(parts, axis) for parts, axis in zip(zip(*layers), (-2, -1, -1)))
@@ -181,6 +193,9 @@ def contract(x: torch.Tensor) -> torch.Tensor:
         x: [..., 3].
     Returns:
         contracted: [..., 3]. Differentiable.
+    Raises:
+        RuntimeError: from torch, for shapes that do not broadcast.
+    Backends: reference (plain torch). Deterministic: yes.
     Source: Barron et al. 2022, arXiv 2111.12077, eq. 10.
     Example:
         >>> contract(torch.tensor([[0.5, 0, 0], [4.0, 0, 0]])).tolist()

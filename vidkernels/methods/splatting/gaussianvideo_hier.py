@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from vidkernels import functional as vkf
 from vidkernels import nn as vknn
+from vidkernels.nn.splatting.density import sample_error
 
 from .._card import Card
 
@@ -217,7 +218,7 @@ class GaussianVideoHier(nn.Module):
             target = frames[moment].float() / 255
             error = (scene(time, size) - target).abs().mean(2)
             missing = (stage.gaussians - scene.count) // (len(moments) - number)
-            pixels = vknn.sample_error(error, missing, generator)
+            pixels = sample_error(error, missing, generator)
             column, row = pixels.long().unbind(1)
             spacing = (4 * size[1] / size[0] / stage.gaussians) ** 0.5
             control.insert(scene.rows_at(pixels, target[row, column], time, size, 0.8 * spacing))

@@ -1,16 +1,10 @@
 """Modules around Gaussian splats: video models, layered rendering, density control."""
 
 from vidkernels.nn.splatting.canonical import CanonicalGaussianVideo
-from vidkernels.nn.splatting.density import (
-    DensityControl,
-    append_gaussians,
-    keep_gaussians,
-    replace_parameter,
-    sample_error,
-)
-from vidkernels.nn.splatting.explicit import ExplicitGaussianVideo, Rendering
+from vidkernels.nn.splatting.density import DensityControl
+from vidkernels.nn.splatting.explicit import ExplicitGaussianVideo
 from vidkernels.nn.splatting.gaussian2d import GaussianImage, GaussianVideo
-from vidkernels.nn.splatting.hierarchical import CameraODE, HierarchicalGaussianVideo, refine_bspline
+from vidkernels.nn.splatting.hierarchical import CameraODE, HierarchicalGaussianVideo
 from vidkernels.nn.splatting.layered import (
     InverseLBS,
     LayeredVolumeRenderer,
@@ -31,11 +25,5 @@ __all__ = [
     "LayeredVolumeRenderer",
     "MPIRenderer",
     "PointRayRenderer",
-    "Rendering",
     "VolumeRenderer",
-    "append_gaussians",
-    "keep_gaussians",
-    "refine_bspline",
-    "replace_parameter",
-    "sample_error",
 ]

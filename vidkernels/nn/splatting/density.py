@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vidkernels import _check
 
-__all__ = ["DensityControl", "append_gaussians", "keep_gaussians", "replace_parameter", "sample_error"]
+__all__ = ["DensityControl"]
 
 # A split Gaussian's two halves are smaller than it by this factor, as in 3D Gaussian splatting.
 _SHRINK = 1.6
@@ -138,7 +138,7 @@ class DensityControl:
     Source:   Kerbl et al. 2023, arXiv 2308.04079, section 5.2 (thresholds of Sun et al. 2024, arXiv 2406.13870).
     Example:
         >>> sizes = {"means": (2, 3), "log_scales": (2, 3), "quats": (2, 4), "opacities": (2,)}
-        >>> rows = nn.ParameterDict({name: nn.Parameter(torch.ones(size)) for name, size in sizes.items()})
+        >>> rows = torch.nn.ParameterDict({k: torch.nn.Parameter(torch.ones(v)) for k, v in sizes.items()})
         >>> control = DensityControl(rows, torch.optim.Adam(rows.values()))
         >>> control.prune(torch.tensor([True, False]))
         1

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from vidkernels import _check
 from vidkernels import functional as vkf
 
-__all__ = ["ExplicitGaussianVideo", "Rendering"]
+__all__ = ["ExplicitGaussianVideo"]
 
 # Where less than this is covered, an average over Gaussians says nothing.
 _THIN = 1e-4

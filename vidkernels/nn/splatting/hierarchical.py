@@ -12,7 +12,7 @@ from vidkernels import functional as vkf
 from vidkernels.nn.splatting.density import replace_parameter
 from vidkernels.nn.splatting.explicit import ExplicitGaussianVideo, spread_pixels
 
-__all__ = ["CameraODE", "HierarchicalGaussianVideo", "refine_bspline"]
+__all__ = ["CameraODE", "HierarchicalGaussianVideo"]
 
 
 def refine_bspline(points: Tensor) -> Tensor:

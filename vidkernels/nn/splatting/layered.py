@@ -106,7 +106,8 @@ class LayeredVolumeRenderer(nn.Module):
     Args:
         layers: one VolumeRenderer per layer, which says how that layer is sampled.
     Example:
-        >>> renderer = LayeredVolumeRenderer([VolumeRenderer(0.0, 1.0, 4), VolumeRenderer(0.5, 9.0, 8)])
+        >>> parts = [vk.nn.VolumeRenderer(0.0, 1.0, 4), vk.nn.VolumeRenderer(0.5, 9.0, 8)]
+        >>> renderer = LayeredVolumeRenderer(parts)
         >>> fog = lambda points, directions: (torch.ones(points.shape[:2]), points)
         >>> out, weights, left, order = renderer([fog, fog], torch.zeros(5, 3), torch.ones(5, 3))
         >>> weights.shape
