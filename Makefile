@@ -35,9 +35,10 @@ configure: $(VENV)
 build: configure ## build the extension modules in place, with the SIMT emulator (CUDA=ON adds the CUDA kernels)
 	cmake --build build/dev -j $(NPROC)
 
-demo: configure ## pretrain a masked autoencoder on a real clip; pictures and checkpoint go to runs/demo
+demo: configure ## pretrain on a real clip, then compress it; pictures, checkpoint and .vkv file go to runs/demo
 	cmake --build build/dev -j $(NPROC) --target _C
 	$(PY) examples/pretrain_masked_video.py --out runs/demo
+	$(PY) examples/compress_video.py --out runs/demo --end 2
 
 test: build ## build, then run the tests (make test PYTEST_ARGS=--runslow for all of them)
 	$(PY) -m pytest $(TESTS) $(PYTEST_ARGS)

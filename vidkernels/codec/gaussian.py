@@ -24,8 +24,8 @@ from .. import _check
 from .audio import Audio, read_audio
 from .container import Color, ContainerWriter, Header, frame_hash
 from .gaussian_bits import encode_change, encode_key
-from .gaussian_fit import Moments, Plan, fit_change, fit_key
-from .gaussian_model import Grid, join_gop
+from .gaussian_fit import Moments, Plan, descend, fit_change, fit_key
+from .gaussian_model import FINE_LOG2, Grid, join_gop
 from .protocol import Goal, Progress, Source, read_source, state_path
 
 NAME = "gaussian"
@@ -33,6 +33,7 @@ _GOP = 66
 _SEED = 0
 _SAVE_EVERY = 5.0  # seconds
 _PIXELS_PER_GAUSSIAN = 30.0
+_PIXELS_IN_HASTE = 24.0  # where time, not size, is the limit
 _KEY_SHARE = 0.3  # of the bytes, at most, for key frames
 _KEY_BYTES = 6.0  # of one Gaussian
 
@@ -70,7 +71,7 @@ def fit(source: Source, out: Path, goal: Goal, *, gop: int | None) -> Generator[
     out = Path(out)
     clip = _Clip(Source(Path(os.path.abspath(source.path)), source.start, source.end, source.size))
     gop = min(gop or _GOP, len(clip))
-    grid = Grid(*clip.size)
+    grid = Grid(*clip.size) if goal.seconds is None else Grid(*clip.size, FINE_LOG2)
     clip.load(0, min(gop, len(clip)))
     plan = _plan(clip, grid, goal, gop)
     return (yield from _Run(clip, out, grid, gop, plan, began).work())
@@ -88,15 +89,16 @@ def _plan(clip: _Clip, grid: Grid, goal: Goal, gop: int) -> Plan:
     keys = -(-frames // gop)
     count = max(16, round(pixels / _PIXELS_PER_GAUSSIAN))
     if goal.seconds is not None:
-        trial = max(16, count // 2)
-        fit_key(clip[0], grid, trial, 6, torch.Generator().manual_seed(_SEED))  # warms up
-        start = time.monotonic()
-        fit_key(clip[0], grid, trial, 24, torch.Generator().manual_seed(_SEED))
-        step = (time.monotonic() - start) / 24 * 1.35  # at twice as many Gaussians
-        steps_all = 0.85 * goal.seconds / step  # decoding, hashing and coding take the rest
-        steps = max(4, round(0.9 * steps_all / frames))
-        key_steps = max(40, round(min(steps_all * 0.1 / keys, 1200)))
-        return Plan(count, key_steps, min(steps, 400), price=0.001)
+        count = max(16, round(pixels / _PIXELS_IN_HASTE))
+        q, moments = fit_key(clip[0], grid, count, 30, torch.Generator().manual_seed(_SEED))
+        numbers, pace = grid.values(q), torch.ones(12)
+        descend(numbers, None, moments, clip[0], pace)  # warms up
+        step = _seconds(lambda: descend(numbers, None, moments, clip[0], pace)) / len(pace)
+        each = _seconds(lambda: (grid.draw(numbers), encode_key(q)))  # what a frame needs beside its steps
+        steps_all = max(0.0, 1.08 * goal.seconds - 0.8 * frames * each) / step
+        steps = max(4, round(0.92 * steps_all / frames))
+        key_steps = max(40, round(min(steps_all * 0.08 / keys, 1200)))
+        return Plan(count, key_steps, min(steps, 400), price=1e-5, haste=1.5 if steps < 60 else 1.0)
     if goal.bytes is not None:
         audio = _audio(clip.source)
         room = goal.bytes - (len(audio.to_bytes()) if audio else 0)
@@ -171,7 +173,8 @@ class _Run:
             last = self.frames[-1]
             # On a copy: interrupted within a frame, the state must be that of the frame before.
             moments = replace(self.moments, mean=self.moments.mean.clone(), variance=self.moments.variance.clone())
-            q = fit_change(last, moments, target, self.grid, self.plan.steps, self.plan.price)
+            q = fit_change(last, moments, target, self.grid, self.plan.steps, self.plan.price,
+                           self.plan.haste)  # fmt: skip
             change = q - last
             coded = encode_change(change, self.change)
         picture = self.grid.draw(self.grid.values(q))
@@ -304,6 +307,12 @@ def _cut(array: np.ndarray, sizes: int | list[int]) -> list[bytes]:
 def _audio(source: Source) -> Audio | None:
     """The source's audio, if all of it is wanted."""
     return read_audio(source.path) if source.start is None and source.end is None else None
+
+
+def _seconds(work) -> float:
+    start = time.monotonic()
+    work()
+    return time.monotonic() - start
 
 
 def _decibels(square: float) -> float:

@@ -165,18 +165,19 @@ def fit_key(
 
 
 def fit_change(
-    q: np.ndarray, moments: Moments, frame: torch.Tensor, grid: Grid, steps: int, price: float
+    q: np.ndarray, moments: Moments, frame: torch.Tensor, grid: Grid, steps: int, price: float, haste: float = 1.0
 ) -> np.ndarray:
     """The integers of the frame after the one that `q` shows. `price`: squared error (of the whole picture, pixels in
-    [0, 1]) that one bit is worth; `moments` go along."""
+    [0, 1]) that one bit is worth; `haste`: factor of the learning rates; `moments` go along."""
     previous = grid.values(q)
     current = previous.clone()
     moments.mean.zero_()
     shrink = _BITS_PER_UNIT * price / grid.quanta.astype(np.float64)
     pace = 0.05 + 0.95 * (1 + torch.cos(math.pi * torch.arange(steps) / max(1, steps))) / 2
     half = steps // 2
-    descend(current, previous, moments, frame, pace[:half], shrink=shrink)
-    descend(current, previous, moments, frame, pace[half:], shrink=shrink, quanta=grid.quanta)
+    rates = tuple(haste * rate for rate in RATES)
+    descend(current, previous, moments, frame, pace[:half], rates=rates, shrink=shrink)
+    descend(current, previous, moments, frame, pace[half:], rates=rates, shrink=shrink, quanta=grid.quanta)
     return q + grid.rounded(current - previous)
 
 
@@ -185,6 +186,7 @@ class Plan:
     """How much work a fit does; decided once, so that an interrupted one goes on in the same way.
 
     count: Gaussians of a key frame. key_steps, steps: of a key frame and of a later one. price: see fit_change.
+    haste: factor of the learning rates of later frames: few steps must be long ones.
     bytes, psnr: what the price is steered to; None: it stays.
     """
 
@@ -192,6 +194,7 @@ class Plan:
     key_steps: int
     steps: int
     price: float
+    haste: float = 1.0
     bytes: int | None = None
     psnr: float | None = None
 

@@ -16,6 +16,7 @@ from ..functional.splatting.decode import decode_splats
 from .gaussian_bits import ATTRIBUTES, decode_change, decode_key, pack, unpack
 
 QUANTA_LOG2 = (-1, -1, -5, -5, -5, -8, -7, -7)
+FINE_LOG2 = (-3, -3, -6, -6, -6, -9, -8, -8)  # where few steps must do, and size is no concern
 _MOST = 1 << 22
 
 
