@@ -95,7 +95,7 @@ def _plan(clip: _Clip, grid: Grid, goal: Goal, gop: int) -> Plan:
         descend(numbers, None, moments, clip[0], pace)  # warms up
         step = _seconds(lambda: descend(numbers, None, moments, clip[0], pace)) / len(pace)
         each = _seconds(lambda: (grid.draw(numbers), encode_key(q)))  # what a frame needs beside its steps
-        steps_all = max(0.0, 1.08 * goal.seconds - 0.8 * frames * each) / step
+        steps_all = max(0.0, 1.04 * goal.seconds - 0.8 * frames * each) / step
         steps = max(4, round(0.92 * steps_all / frames))
         key_steps = max(40, round(min(steps_all * 0.08 / keys, 1200)))
         return Plan(count, key_steps, min(steps, 400), price=1e-5, haste=1.5 if steps < 60 else 1.0)
