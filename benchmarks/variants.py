@@ -104,7 +104,8 @@ class Job:
             for a, old in zip(args, self.args)
         )
         named = dict(zip(self.op.spec.arg_names, args))
-        return tuple(named[name] for name in self.wanted), _as_tuple(self.op(*args, backend="reference"))
+        outputs = self.op.spec.reference(*args) if not self.wanted else self.op(*args, backend="reference")
+        return tuple(named[name] for name in self.wanted), _as_tuple(outputs)
 
     def _expected_gradients(self, leaves: tuple, expected: tuple) -> tuple[torch.Tensor, ...]:
         pairs = [(o, c.to(o.dtype)) for o, c in zip(expected, self.cotangents) if c is not None]

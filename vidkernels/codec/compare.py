@@ -49,7 +49,7 @@ def measure_file(
         seconds += time.perf_counter() - start
         values.append(frame_psnr(frame, wanted))
     # What the disk holds, not what the file says of itself; without audio, which the peers' files do not have either.
-    audio = video.bytes - getattr(video, "video_bytes", video.bytes)
+    audio = video.bytes - video.video_bytes if hasattr(video, "video_bytes") else 0
     return RDPoint.of(
         video.model,
         torch.cat(values),
