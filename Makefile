@@ -6,6 +6,7 @@ PY ?= .venv/bin/python
 NPROC := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
 CUDA ?= OFF
 SIMT ?= ON
+OPS ?=
 TESTS ?= python_tests
 PYTEST_ARGS ?=
 
@@ -29,10 +30,10 @@ help: ## list the targets
 configure: $(VENV)
 	@mkdir -p build
 	cmake -S . -B build/dev -G Ninja -DCMAKE_BUILD_TYPE=Release -DVIDKERNELS_INPLACE=ON -DVIDKERNELS_SIMT=$(SIMT) \
-	  -DVIDKERNELS_CUDA=$(CUDA) -DPython_EXECUTABLE="$$($(PY) -c 'import sys; print(sys.executable)')" > build/configure.log 2>&1 \
+	  -DVIDKERNELS_CUDA=$(CUDA) -DVIDKERNELS_OPS="$(OPS)" -DPython_EXECUTABLE="$$($(PY) -c 'import sys; print(sys.executable)')" > build/configure.log 2>&1 \
 	  || (cat build/configure.log; exit 1)
 
-build: configure ## build the extension modules in place, with the SIMT emulator (CUDA=ON adds the CUDA kernels)
+build: configure ## build the extension modules in place, with the SIMT emulator (CUDA=ON adds the CUDA kernels, OPS="a;b" builds only these)
 	cmake --build build/dev -j $(NPROC)
 
 demo: configure ## pretrain on a real clip, then compress it; pictures, checkpoint and .vkv file go to runs/demo
