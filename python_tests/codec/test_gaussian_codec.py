@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import threading
 from fractions import Fraction
 
 import numpy as np
@@ -264,3 +265,33 @@ def test_a_wrong_hash_is_found(source, tmp_path):
         report = video.verify()
     assert report.mismatches == (1,)
     assert not report.ok
+
+
+def test_between_two_frames(source, tmp_path):
+    """Half way between two frames the Gaussians are half way; the clock is the file's own, wherever it begins."""
+    path, _ = source(frames=5)
+    fit(path, tmp_path / "o.vkv")
+    with open_vkv(tmp_path / "o.vkv") as video:
+        middle = (video.gaussians(2) + video.gaussians(3)) / 2
+        assert torch.equal(video.at(0.25), video.grid.draw(middle))
+        assert torch.equal(video.at(0.5), video[4])  # the end shows the last frame
+        header = video.reader.header
+        with ContainerWriter(tmp_path / "late.vkv", header) as writer:
+            late = [p + 70 for p in video.reader.pts(0)]
+            writer.add_gop(0, late, {0: bytes(video.reader.read(0))}, list(video.reader.hashes(0)))
+        with open_vkv(tmp_path / "late.vkv") as other:
+            assert torch.equal(other.at(0.25), video.at(0.25))
+            assert torch.equal(other.at(0.0), video[0])
+
+
+def test_iterating_and_asking_at_the_same_time(source, tmp_path):
+    path, _ = source(frames=6)
+    fit(path, tmp_path / "o.vkv", gop=2)
+    with open_vkv(tmp_path / "o.vkv") as video:
+        frames = whole(tmp_path / "o.vkv", 6)
+        for i, frame in enumerate(video):
+            assert torch.equal(frame, frames[i])
+            assert torch.equal(video[5 - i], frames[5 - i])
+        for frame in video:
+            break  # leaving early leaves no thread behind
+    assert not any(t.name.startswith("vidkernels-decode") for t in threading.enumerate())
