@@ -192,13 +192,14 @@ def test_kept_gradient_is_not_differentiated_again():
         torch.autograd.grad(frame_loss(leaf, frame), leaf, create_graph=True)
 
 
-@pytest.mark.skipif(_native._C is None, reason="needs vidkernels._C")
-@pytest.mark.parametrize("size", [(300, 700, 3), (129, 341, 3), (256, 1025, 1)])
-def test_tasks_do_not_show(size):
-    """Frames of several bands and strips, against the reference in float64, and each pixel's gradient."""
+@pytest.mark.parametrize("backend", ["cpu", "simt"])
+@pytest.mark.parametrize("size", [(300, 700, 3), (129, 341, 3), (256, 1025, 1), (45, 300, 5)])
+def test_cuts_do_not_show(backend, size):
+    """Frames of several bands, strips and groups of channels, against the reference in float64."""
+    need(backend)
     image, frame = picture(*size, seed=7)
     leaf = image.requires_grad_()
-    loss = frame_loss(leaf, frame, l1=0.3, l2=0.3, ssim=0.4, backend="cpu")
+    loss = frame_loss(leaf, frame, l1=0.3, l2=0.3, ssim=0.4, backend=backend)
     loss.backward()
     wide = image.detach().double().requires_grad_()
     exact = frame_loss(wide, frame, l1=0.3, l2=0.3, ssim=0.4, backend="reference")

@@ -28,9 +28,26 @@ constexpr int kSsimTaps = 11;
 constexpr int kSsimReach = kSsimTaps - 1;  // a frame has this many windows fewer than pixels, along each axis
 constexpr float kSsimC1 = 0.0001f, kSsimC2 = 0.0009f;
 
-/// Half of the window, which is symmetric: g[k] = g[10 - k].
-constexpr float kSsimTap[6] = {0.0010283801f, 0.0075987581f, 0.0360007721f,
-                               0.1093606895f, 0.2130055377f, 0.2660117249f};
+/// g[k], which is symmetric.
+VK_HD constexpr float ssim_tap(int k) {
+  constexpr float half[6] = {0.0010283801f, 0.0075987581f, 0.0360007721f, 0.1093606895f, 0.2130055377f, 0.2660117249f};
+  return half[k < 6 ? k : kSsimReach - k];
+}
+
+/// 1 - S of a window from its four blurred maps, and the gradient maps g0, gd, gx. V: float, or sixteen of them.
+template <bool kGrad, class V>
+VK_HD V ssim_unlike(V y, V d, V power, V square, V* g) {
+  const V half(0.5f), one(1.0f), two(2.0f), x = y + d, tx = x + half, ty = y + half;
+  const V inverse1 = one / (tx * tx + ty * ty + V(kSsimC1));
+  const V inverse2 = one / (power - x * x - y * y + V(kSsimC2));
+  const V a = d * d * inverse1, b = (square - d * d) * inverse2;
+  if constexpr (kGrad) {
+    g[1] = two * (one - a) * inverse2;
+    g[2] = V(0.0f) - b * g[1];
+    g[0] = two * (one - b) * (d - a * tx) * inverse1 - g[1] * d - g[2] * x;
+  }
+  return a + b - a * b;
+}
 
 struct FrameLoss {
   const float* image;      // [B, H, W, C]
@@ -39,7 +56,7 @@ struct FrameLoss {
   const float* grad_loss;  // one number, or null for 1
   float* loss;             // one number, or null
   float* grad;             // [B, H, W, C], or null
-  void* scratch;           // CUDA: frame_loss_scratch() bytes
+  void* scratch;           // CUDA: frame_loss_scratch() bytes, 8-aligned
   int64_t batch, height, width, channels;
   double l1, l2, ssim;  // ssim != 0 needs height and width of at least 11
 

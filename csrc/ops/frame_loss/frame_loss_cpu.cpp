@@ -28,7 +28,6 @@ constexpr int kSpan = kRows + kSsimReach;
 constexpr int kMaps = 4, kGradients = 3;
 enum Map { kY, kD, kPower, kSquare };
 
-constexpr float tap(int k) { return kSsimTap[k < 6 ? k : kSsimReach - k]; }
 int64_t up16(int64_t n) { return (n + 15) / 16 * 16; }
 
 struct Sums {
@@ -50,11 +49,11 @@ struct Rows {
 /// out[i] = sum over k of tap k * in[i + k * step], i < n rounded up to 16.
 void blur_row(const float* in, float* out, int64_t n, int64_t step) {
   for (int64_t i = 0; i < n; i += 16) {
-    V16 even = load(in + i) * V16(tap(0)), odd = load(in + i + step) * V16(tap(1));
+    V16 even = load(in + i) * V16(ssim_tap(0)), odd = load(in + i + step) * V16(ssim_tap(1));
 #pragma GCC unroll 5
     for (int k = 2; k < kSsimTaps; k += 2) {
-      even = madd(load(in + i + k * step), V16(tap(k)), even);
-      if (k + 1 < kSsimTaps) odd = madd(load(in + i + (k + 1) * step), V16(tap(k + 1)), odd);
+      even = madd(load(in + i + k * step), V16(ssim_tap(k)), even);
+      if (k + 1 < kSsimTaps) odd = madd(load(in + i + (k + 1) * step), V16(ssim_tap(k + 1)), odd);
     }
     store(out + i, even + odd);
   }
@@ -67,26 +66,10 @@ VK_INLINE void blur_column(const float* const* row, int64_t at, V16* out) {
     const V16 x = load(row[t] + at);
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
-      if (t == r) out[r] = x * V16(tap(0));
-      if (t > r && t - r < kSsimTaps) out[r] = madd(x, V16(tap(t - r)), out[r]);
+      if (t == r) out[r] = x * V16(ssim_tap(0));
+      if (t > r && t - r < kSsimTaps) out[r] = madd(x, V16(ssim_tap(t - r)), out[r]);
     }
   }
-}
-
-/// 1 - S of sixteen windows, and the three maps.
-template <bool kGrad>
-VK_INLINE V16 unlike(const V16* map, V16* g) {
-  const V16 md = map[kD], my = map[kY], mx = my + md, half(0.5f), one(1.0f), two(2.0f);
-  const V16 tx = mx + half, ty = my + half;
-  const V16 inverse1 = one / (tx * tx + ty * ty + V16(kSsimC1));
-  const V16 inverse2 = one / (map[kPower] - mx * mx - my * my + V16(kSsimC2));
-  const V16 a = md * md * inverse1, b = (map[kSquare] - md * md) * inverse2;
-  if constexpr (kGrad) {
-    g[1] = two * (one - a) * inverse2;
-    g[2] = V16(0.0f) - b * g[1];
-    g[0] = two * (one - b) * (md - a * tx) * inverse1 - g[1] * md - g[2] * mx;
-  }
-  return a + b - a * b;
 }
 
 /// 1, -1 or 0.
@@ -206,9 +189,9 @@ class Task {
       V16 map[kMaps][kRows];
       for (int m = 0; m < kMaps; ++m) blur_column(rows[m], j, map[m]);
       for (int r = 0; r < kRows; ++r) {
-        const V16 window[kMaps] = {map[0][r], map[1][r], map[2][r], map[3][r]};
         V16 g[kGradients];
-        total[r] = madd(unlike<kGrad>(window, g), load(counted_[r] + j), total[r]);
+        const V16 unlike = ssim_unlike<kGrad>(map[kY][r], map[kD][r], map[kPower][r], map[kSquare][r], g);
+        total[r] = madd(unlike, load(counted_[r] + j), total[r]);
         if constexpr (kGrad)
           for (int k = 0; k < kGradients; ++k) store(gradient_row(k, r) + j, g[k] * load(share_[r] + j));
       }

@@ -26,8 +26,8 @@ def frame_loss(
 
     y = target / 255;  loss = l1 * mean|image - y| + l2 * mean (image - y)^2 + ssim * (1 - mean SSIM(image, y))
     Convention: SSIM per channel, data range 1, Gaussian window of 11 pixels and deviation 1.5, population variances,
-        K1 = 0.01, K2 = 0.03, over the windows that lie inside the frame. (`photometric_loss` takes half of 1 - SSIM, and
-        windows that hang over the border as well.)
+        K1 = 0.01, K2 = 0.03, over the windows that lie inside the frame. (`photometric_loss` takes half of 1 - SSIM,
+        and windows that hang over the border as well.)
     Args:
         image: [B, H, W, C] or [H, W, C], float16/bfloat16/float32/float64, 0..1 and what a fit makes of it.
         target: the shape of `image`, uint8.

@@ -35,19 +35,20 @@ def _dense(image, target, weight):
     return image.contiguous(), target.contiguous(), None if weight is None else weight.contiguous()
 
 
-def _scratch(kernel, image, gradient, ssim):
-    """csrc/ops/frame_loss/frame_loss_cuda.cu: sums of every block, and the three gradient maps of every window."""
+def _scratch(kernel, image, weight):
+    """csrc/ops/frame_loss/frame_loss_cuda.cu: three sums of every block, and the sums of every row of weights."""
     if "cuda" not in kernel.__name__:
         return None
     batch, height, width, channels = image.shape
-    blocks = batch * -(-height // 8) * -(-(width * channels) // 32)
-    maps = 3 * batch * max(0, height - 10) * max(0, width - 10) * channels if gradient and ssim else 0
-    return image.new_empty(8 * (3 * blocks + 2 * batch * height + 2) + 4 * maps, dtype=torch.uint8)
+    # A block has at least 32 rows of 256 numbers; groups of channels round these up.
+    blocks = batch * -(-height // 32) * (-(-width * (channels + 3) // 256) + channels)
+    rows = 0 if weight is None else 2 + 2 * batch * height
+    return torch.empty(3 * blocks + rows, dtype=torch.float64, device=image.device)
 
 
 def _native(kernel, image, target, weight, l1, l2, ssim, grad=None):
     loss = torch.empty((), dtype=image.dtype, device=image.device)
-    kernel(*_dense(image, target, weight), loss, grad, _scratch(kernel, image, grad is not None, ssim), l1, l2, ssim)
+    kernel(*_dense(image, target, weight), loss, grad, _scratch(kernel, image, weight), l1, l2, ssim)
     return loss
 
 
@@ -66,7 +67,7 @@ def _fake_backward(grad_loss, image, *rest):
 
 def _native_backward(kernel, grad_loss, image, target, weight, l1, l2, ssim):
     grad = empty(image.shape, image.dtype, image.device)
-    scratch = _scratch(kernel, image, True, ssim)
+    scratch = _scratch(kernel, image, weight)
     kernel(grad_loss.to(image.dtype), *_dense(image, target, weight), grad, scratch, l1, l2, ssim)
     return grad
 
