@@ -1,5 +1,6 @@
-// A task is a range of numbers, which go by sixteens. With `visible`, a byte per number says which of them move:
-// sixteens without a visible number are not even loaded, mixed ones are computed whole and put together lane by lane.
+// A task is a range of numbers, which go by sixteens. With `visible`, wide rows go one by one, runs of visible ones at
+// once. Of narrow rows a byte per number says which of them move: sixteens without a visible number are not even
+// loaded, mixed ones are computed whole and put together lane by lane.
 #include <algorithm>
 #include <cstring>
 
@@ -56,6 +57,15 @@ void move_all(const AdamStep& a, const AdamFactors& f, int64_t begin, int64_t en
   if (i < end) move_few(a, f, i, end - i, nullptr);
 }
 
+void move_visible_rows(const AdamStep& a, const AdamFactors& f, int64_t r0, int64_t r1) {
+  for (int64_t row = r0; row < r1; ++row) {
+    if (!a.visible[row]) continue;
+    const int64_t first = row;
+    while (row + 1 < r1 && a.visible[row + 1]) ++row;
+    move_all(a, f, first * a.width, (row + 1) * a.width);
+  }
+}
+
 void move_visible(const AdamStep& a, const AdamFactors& f, int64_t begin, int64_t end) {
   uint8_t mask[kChunk];
   int64_t row = begin / a.width, column = begin % a.width;
@@ -83,6 +93,10 @@ void move_visible(const AdamStep& a, const AdamFactors& f, int64_t begin, int64_
 
 void adam_step(const AdamStep& a) {
   const AdamFactors factors(a);
+  if (a.visible && a.width >= kLanes) {
+    parallel_for(a.rows, 1 + kGrain / a.width, [&](int64_t r0, int64_t r1) { move_visible_rows(a, factors, r0, r1); });
+    return;
+  }
   const int64_t sixteens = (a.numbers() + kLanes - 1) / kLanes;
   parallel_for(sixteens, kGrain / kLanes, [&](int64_t s0, int64_t s1) {
     const int64_t begin = s0 * kLanes, end = std::min(a.numbers(), s1 * kLanes);
