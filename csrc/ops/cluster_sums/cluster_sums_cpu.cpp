@@ -7,6 +7,7 @@
 #include "core/half.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
+#include "core/vec.h"
 #include "ops/cluster_sums/cluster_sums.h"
 
 namespace vk::VK_ISA {
@@ -19,8 +20,16 @@ struct Piece {
 };
 
 int64_t first_outside(const ClusterSums& a) {
-  for (int64_t i = 0; i < a.length; ++i)
-    if (uint64_t(a.index[i]) + 1 > uint64_t(a.clusters)) return i;
+  const auto outside = [&](int64_t i) { return uint64_t(a.index[i]) + 1 > uint64_t(a.clusters); };
+  constexpr int64_t kStretch = 1024;  // looked through without stopping, so that vectors can do it
+  for (int64_t from = 0; from < a.length; from += kStretch) {
+    const int64_t to = std::min(a.length, from + kStretch);
+    bool any = false;
+    for (int64_t i = from; i < to; ++i) any |= outside(i);
+    if (!any) continue;
+    for (int64_t i = from;; ++i)
+      if (outside(i)) return i;
+  }
   return -1;
 }
 
@@ -61,6 +70,35 @@ void prefetch_row(const char* row, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i);
 }
 
+VK_INLINE V16 load16(const float* from) { return load(from); }
+VK_INLINE V16 load16(const bf16* from) {
+  V16 v;
+#if defined(__AVX512F__)
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  v.p[0] = (PartF)_mm512_maskz_slli_epi32(0xffff, _mm512_maskz_cvtepu16_epi32(0xffff, bits), 16);
+#elif defined(__AVX2__)
+  const __m128i* bits = reinterpret_cast<const __m128i*>(from);
+  VK_EACH_PART v.p[i] = (PartF)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(bits + i)), 16);
+#else
+  typedef uint16_t Bits __attribute__((vector_size(kPartLanes * 2)));
+  Bits bits[kParts];
+  std::memcpy(bits, from, sizeof bits);
+  VK_EACH_PART v.p[i] = (PartF)(__builtin_convertvector(bits[i], PartI) << 16);
+#endif
+  return v;
+}
+VK_INLINE V16 load16(const f16* from) {
+  V16 v;
+#if defined(__AVX512F__)
+  v.p[0] = (PartF)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#elif defined(__AVX2__) && defined(__F16C__)
+  VK_EACH_PART v.p[i] = (PartF)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from) + i));
+#else
+  VK_EACH_PART for (int k = 0; k < kPartLanes; ++k) v.p[i][k] = to_float(from[i * kPartLanes + k]);
+#endif
+  return v;
+}
+
 template <class Sum, class T>
 void add_rows(const T* __restrict points, const int32_t* __restrict order, int64_t count, int64_t dim,
               Sum* __restrict sum) {
@@ -78,14 +116,18 @@ void add_rows(const T* __restrict points, const int32_t* __restrict order, int64
     const T* __restrict r1 = points + order[j + 1] * dim;
     const T* __restrict r2 = points + order[j + 2] * dim;
     const T* __restrict r3 = points + order[j + 3] * dim;
-#pragma omp simd
-    for (int64_t d = 0; d < dim; ++d)
-      sum[d] = (((sum[d] + to_float(r0[d])) + to_float(r1[d])) + to_float(r2[d])) + to_float(r3[d]);
+    int64_t d = 0;
+    if constexpr (sizeof(Sum) == sizeof(float))
+      for (; d + 16 <= dim; d += 16)
+        store(sum + d, load(sum + d) + load16(r0 + d) + load16(r1 + d) + load16(r2 + d) + load16(r3 + d));
+    for (; d < dim; ++d) sum[d] = (((sum[d] + to_float(r0[d])) + to_float(r1[d])) + to_float(r2[d])) + to_float(r3[d]);
   }
   for (; j < count; ++j) {
     const T* __restrict row = points + order[j] * dim;
-#pragma omp simd
-    for (int64_t d = 0; d < dim; ++d) sum[d] += to_float(row[d]);
+    int64_t d = 0;
+    if constexpr (sizeof(Sum) == sizeof(float))
+      for (; d + 16 <= dim; d += 16) store(sum + d, load(sum + d) + load16(row + d));
+    for (; d < dim; ++d) sum[d] += to_float(row[d]);
   }
 }
 
