@@ -127,8 +127,7 @@ def merge_tokens(
                     x=x, source=plan.source)  # fmt: skip
     if size is not None and size.shape != x.shape[:2]:
         _check.fail(name, "expected `size` of shape [B, N].", x=x, size=size)
-    merged, total = _merge(x, plan.source, size, plan.count, backend=backend)
-    return merged, total.detach()
+    return _merge(x, plan.source, size, plan.count, backend=backend)
 
 
 def unmerge_tokens(x: torch.Tensor, plan: MergePlan, *, backend: str | None = None) -> torch.Tensor:
