@@ -26,8 +26,8 @@ def proportional_attention(
     """Attention in which a merged token counts as often as the tokens that it stands for.
 
     out = softmax(scale * query key^T + log(size)) value
-    Convention: a token of size s attends and is attended to like s equal tokens; size 0 means padding, nobody attends to
-        it. A row whose keys are all padding gives zeros.
+    Convention: a token of size s is attended to like s equal tokens; size 0 means padding, nobody attends to it. A
+        row whose keys are all padding gives zeros.
     Args:
         query: [B, H, M, d], float16/bfloat16/float32/float64.
         key: [B, H, N, d].
@@ -39,7 +39,7 @@ def proportional_attention(
         dropout_p: of the attention weights.
         scale: of the scores; None means d ** -0.5.
         kernel: "sdpa" (torch.nn.functional.scaled_dot_product_attention) or "flex" (torch's flex_attention, compiled;
-            takes neither `attn_mask` nor dropout).
+            takes neither `attn_mask` nor dropout; for GPUs, as its CPU code cannot be part of a larger torch.compile).
     Returns:
         out: [B, H, M, dv]. Differentiable in query, key, value; in `size` where no size is 0.
     Raises:
