@@ -121,12 +121,13 @@ def test_side_by_side_blocks_merge_after_the_block():
     x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
     inside = model.blocks[0](x)  # before the first merge nothing has changed
     seen = []
-    patch = apply_token_merging(model, [4, 0, 0], unmerge=False)
+    patch = apply_token_merging(model, [4, 0, 0], unmerge=False, track_source=True)
     model.blocks[1].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     model(images)
+    source = patch.source()
     for b in range(2):
         for place in range(LENGTH + 1 - 4):
-            group = (patch.source()[b] == place).nonzero().flatten()
+            group = (source[b] == place).nonzero().flatten()
             torch.testing.assert_close(seen[0][b, place], inside[b, group].mean(0))
 
 

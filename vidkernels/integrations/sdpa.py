@@ -22,38 +22,30 @@ from vidkernels import _check
 from vidkernels.functional.tokens.attention import proportional_attention
 from vidkernels.nn.tokens.merging import TokenMerging
 
-__all__ = ["MergingPatch", "apply_token_merging", "watch_attention"]
+__all__ = ["MergingPatch", "apply_token_merging", "key_metric", "watch_attention"]
 
 # attend(block, x, *args, **kwargs): the block up to the residual of its attention; feed(block, x): the rest.
 Halves = tuple[Callable[..., Tensor], Callable[[nn.Module, Tensor], Tensor]]
 
 
 class watch_attention(TorchFunctionMode):
-    """Context in which every self-attention gets log(size) as bias, and leaves its keys in `keys`.
+    """Context in which every self-attention gets log(size) as bias, and leaves its keys in a list.
 
     Args:
         size: [B, N] or None for no bias.
+        keys: where the keys go, [B, H, N, d] each; `key_metric(keys)` compares tokens by them.
     Example:
         >>> query, key, value = torch.randn(3, 1, 2, 4, 8).unbind(0)
-        >>> with watch_attention(torch.ones(1, 4)) as watch:
+        >>> keys = []
+        >>> with watch_attention(torch.ones(1, 4), keys):
         ...     out = torch.nn.functional.scaled_dot_product_attention(query, key, value)
-        >>> watch.metric().shape
+        >>> key_metric(keys).shape
         torch.Size([1, 4, 8])
     """
 
-    def __init__(self, size: Tensor | None = None):
+    def __init__(self, size: Tensor | None, keys: list[Tensor]):
         super().__init__()
-        self.size = size
-        self.keys: list[Tensor] = []
-
-    def metric(self) -> Tensor:
-        """[B, N, C]: keys averaged over the heads; of several attentions (differential, parallel) side by side."""
-        if not self.keys:
-            _check.fail("token merging", "a block ran without calling torch's scaled_dot_product_attention.",
-                        "switch the model to its SDPA attention: attn_implementation='sdpa' in transformers, "
-                        "timm.layers.set_fused_attn(True) before the model is built.", error=RuntimeError)  # fmt: skip
-        means = [key.mean(1) for key in self.keys]
-        return means[0] if len(means) == 1 else torch.cat(means, 2)
+        self.size, self.keys = size, keys
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -69,6 +61,16 @@ class watch_attention(TorchFunctionMode):
             )  # fmt: skip
         self.keys.append(key.detach())
         return proportional_attention(query, key, value, self.size, dropout_p=dropout_p, scale=scale)
+
+
+def key_metric(keys: Sequence[Tensor]) -> Tensor:
+    """[B, N, C]: keys averaged over the heads; of several attentions (differential, parallel) side by side."""
+    if not keys:
+        _check.fail("token merging", "a block ran without calling torch's scaled_dot_product_attention.",
+                    "switch the model to its SDPA attention: attn_implementation='sdpa' in transformers, "
+                    "timm.layers.set_fused_attn(True) before the model is built.", error=RuntimeError)  # fmt: skip
+    means = [key.mean(1) for key in keys]
+    return means[0] if len(means) == 1 else torch.cat(means, 2)
 
 
 class MergingPatch:
@@ -175,10 +177,11 @@ def _merging_forward(cls: type[nn.Module], halves: Halves | None) -> Callable:
 
     def forward(self, x: Tensor, *args, **kwargs):
         merging, layer, unmerge = self._vk_merging
-        with watch_attention(merging.size(layer) if merging.proportional else None) as watch:
+        keys: list[Tensor] = []
+        with watch_attention(merging.size(layer) if merging.proportional else None, keys):
             out = attend(self, x, *args, **kwargs)
         x, rest = (out[0], out[1:]) if isinstance(out, tuple) else (out, None)
-        x = merging(x, watch.metric(), layer)
+        x = merging(x, key_metric(keys), layer)
         if feed is not None:
             x = feed(self, x)
         if unmerge:

@@ -178,14 +178,15 @@ def _divided_forward(cls: type[nn.Module]) -> Callable:
 
         across = x.view(batch, places, frames, width).transpose(1, 2).reshape(batch * frames, places, width)
         across = torch.cat([first.repeat_interleave(frames, 0), across], 1)
-        with sdpa.watch_attention(_per_frame(merging, layer, frames)) as watch:
+        keys: list[Tensor] = []
+        with sdpa.watch_attention(_per_frame(merging, layer, frames), keys):
             across = self.attention(self.layernorm_before(across), output_attentions=output_attentions)[0]
         across = self.drop_path(across)
         first = first + across[:, :1].view(batch, frames, width).mean(1, keepdim=True)
         x = x + across[:, 1:].view(batch, frames, places, width).transpose(1, 2).reshape(batch, -1, width)
 
         # A place is its keys in all frames, side by side.
-        metric = watch.metric()[:, 1:].unflatten(0, (batch, frames)).transpose(1, 2).flatten(2)
+        metric = sdpa.key_metric(keys)[:, 1:].unflatten(0, (batch, frames)).transpose(1, 2).flatten(2)
         x = merging(x.reshape(batch, places, frames * width), metric, layer).reshape(batch, -1, width)
         x = _feed_timesformer(self, torch.cat([first, x], 1))
         if unmerge:
