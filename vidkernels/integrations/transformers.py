@@ -144,7 +144,9 @@ def _sdpa_forward(cls: type[nn.Module]) -> Callable:
     def forward(self, hidden_states: Tensor, output_attentions: bool = False) -> tuple[Tensor]:
         if output_attentions:
             _check.fail("token merging", "the fused attention has no weights to return.", output_attentions=True)
-        qkv = self.qkv(hidden_states).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        batch, length, _ = hidden_states.shape
+        # view, not unflatten: torch.compile cannot trace the latter inside watch_attention.
+        qkv = self.qkv(hidden_states).view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         dropout = self.attn_drop.p if self.training else 0.0
         out = F.scaled_dot_product_attention(*qkv.unbind(0), dropout_p=dropout, scale=self.scale)
         return (out.transpose(1, 2).flatten(2),)
