@@ -127,8 +127,7 @@ def merge_tokens(
                     x=x, source=plan.source)  # fmt: skip
     if size is not None and size.shape != x.shape[:2]:
         _check.fail(name, "expected `size` of shape [B, N].", x=x, size=size)
-    merged, total = _merge(x, plan.source, size, plan.count, backend=backend)
-    return merged, total.detach()
+    return _merge(x, plan.source, size, plan.count, backend=backend)
 
 
 def unmerge_tokens(x: torch.Tensor, plan: MergePlan, *, backend: str | None = None) -> torch.Tensor:
@@ -160,7 +159,7 @@ def unmerge_tokens(x: torch.Tensor, plan: MergePlan, *, backend: str | None = No
 
 
 def _refuse_endless(name: str, metric: torch.Tensor) -> None:
-    if not metric.sum(2, dtype=torch.float64).isfinite().all():
+    if not metric.sum(2).isfinite().all():  # one quick pass; a sum may also overflow by itself
         rows = (~metric.isfinite()).any(2).nonzero().tolist()
         if rows:
             shown = ", ".join(f"({b}, {n})" for b, n in rows[:5]) + (", ..." if len(rows) > 5 else "")
@@ -180,12 +179,11 @@ def _most(pairing: str, free: int, grid: tuple[int, int, int] | None) -> int:
 
 
 def _unit(metric: torch.Tensor) -> torch.Tensor:
-    """Rows of length 1 in float32; zeros stay zeros, numbers of any size do not overflow, and what is not finite
-    becomes zeros."""
+    """Rows of length 1 in float32; zeros and rows with NaN or infinity are zeros. Divided by the root of the length
+    twice, so that nothing overflows whatever the size of the numbers."""
     wide = metric if metric.dtype is torch.float64 else metric.float()
-    wide = wide / wide.abs().amax(2, keepdim=True).clamp_min(torch.finfo(wide.dtype).tiny)
-    unit = wide / wide.norm(dim=2, keepdim=True).clamp_min(torch.finfo(wide.dtype).tiny)
-    return torch.where(unit.isnan(), 0, unit)
+    root = torch.linalg.vector_norm(wide, dim=2, keepdim=True, dtype=torch.float64).sqrt().to(wide.dtype)
+    return (wide / root).div_(root).nan_to_num_(0, 0, 0)
 
 
 def _best_of_all(unit: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.Tensor]:
