@@ -49,8 +49,8 @@ def top_k_selection(
 
     straight_through: row j is one-hot at the j-th chosen frame; its gradient is that of a softmax of
         score / temperature over that frame and those not chosen, so a chosen frame competes with what it kept out.
-    perturbed: the mean one-hot matrix over scores with Gaussian noise of deviation sigma; its gradient is estimated from
-        the same draws, E[choice(score + sigma Z) Z] / sigma. Noise comes in pairs Z, -Z.
+    perturbed: the mean one-hot matrix over scores with Gaussian noise of deviation sigma; its gradient is estimated
+        from the same draws, E[choice(score + sigma Z) Z] / sigma. Noise comes in pairs Z, -Z.
     Convention: use it as `top_k_selection(score, k) @ x` with x [..., T, D].
     Args:
         score: [..., T], floating point.

@@ -10,7 +10,7 @@ from vidkernels import _check
 
 __all__ = ["maximal_marginal_relevance", "maximum_coverage"]
 
-_BLOCK = 1 << 22  # bytes of one comparison with the covered places
+_BLOCK = 1 << 20  # elements of one comparison with the covered places, which torch widens before it adds
 
 
 def maximal_marginal_relevance(
