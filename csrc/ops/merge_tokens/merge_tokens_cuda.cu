@@ -5,7 +5,7 @@
 //             remembers its first kListed tokens (it looks for the others again), and adds in ascending n, each lane
 //             some columns. Integer atomics only, so one fixed order of sums.
 //   backward  one warp per token: its share times a row of grad_merged.
-#include "device/vk_device.cuh"
+#include "device/vk_members.cuh"
 #include "ops/merge_tokens/merge_tokens.h"
 
 namespace vk {
@@ -25,17 +25,6 @@ __device__ __forceinline__ void store_sum(T& to, float value) {
   to = from_float<T>(value);
 }
 __device__ __forceinline__ void store_sum(double& to, double value) { to = value; }
-
-/// f(n) for every token of place m, ascending, in all lanes together; the tokens lie in [first, length).
-template <class F>
-__device__ __forceinline__ void each_member(const int32_t* source, int64_t length, int32_t first, int members,
-                                            int64_t m, F f) {
-  const int lane = threadIdx.x & 31;
-  for (int64_t n0 = first; members > 0; n0 += 32) {
-    unsigned here = __ballot_sync(0xffffffffu, n0 + lane < length && source[n0 + lane] == m);
-    for (; here; here &= here - 1, --members) f(n0 + __ffs(int(here)) - 1);
-  }
-}
 
 template <class T, class V>
 __global__ void merge_tokens_forward_kernel(const T* __restrict__ tokens, const int32_t* __restrict__ sources,
