@@ -2,12 +2,15 @@
 
 from vidkernels.functional.clustering.matching import linear_assignment
 from vidkernels.functional.clustering.nearest import nearest, nearest_code
+from vidkernels.functional.clustering.prototypes import sigma_loss, swapped_prediction_loss
 from vidkernels.functional.clustering.sinkhorn import sinkhorn, sinkhorn_assign
 
 __all__ = [
     "linear_assignment",
     "nearest",
     "nearest_code",
+    "sigma_loss",
     "sinkhorn",
     "sinkhorn_assign",
+    "swapped_prediction_loss",
 ]

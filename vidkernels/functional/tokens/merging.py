@@ -132,7 +132,7 @@ def merge_tokens(
     Backends: reference, cpu, cuda (sm80+). Deterministic: yes (sums in ascending token order, in float32).
     Source: Bolya et al. 2023, arXiv 2210.09461, section 3 (tracking token size).
     Example:
-        >>> plan = MergePlan(torch.tensor([[0, 1, 1]], dtype=torch.int32), 2)
+        >>> plan = vk.functional.MergePlan(torch.tensor([[0, 1, 1]], dtype=torch.int32), 2)
         >>> merged, size = merge_tokens(torch.tensor([[[1.0], [2.0], [5.0]]]), plan, torch.tensor([[1.0, 2.0, 1.0]]))
         >>> merged.flatten().tolist(), size.tolist()
         ([1.0, 3.0], [[1.0, 3.0]])
@@ -163,7 +163,7 @@ def unmerge_tokens(x: torch.Tensor, plan: MergePlan, *, backend: str | None = No
     Backends: reference, cpu, cuda (sm80+). Deterministic: yes (sums in ascending token order, in float32).
     Source: Bolya and Hoffman 2023, arXiv 2303.17604, section 3.1 (unmerging).
     Example:
-        >>> plan = MergePlan(torch.tensor([[0, 1, 1]], dtype=torch.int32), 2)
+        >>> plan = vk.functional.MergePlan(torch.tensor([[0, 1, 1]], dtype=torch.int32), 2)
         >>> unmerge_tokens(torch.tensor([[[1.0], [3.0]]]), plan).flatten().tolist()
         [1.0, 3.0, 3.0]
     """
