@@ -94,11 +94,10 @@ def videomae(config: VideoViTConfig, share: float) -> tuple[dict[str, Callable],
 
 
 def measure(
-    config: VideoViTConfig, model: str, share: float, batch: int, seconds: float, compiled: bool, peers: bool
+    config: VideoViTConfig, model: str, share: float, batch: int, seconds: float, compiled: bool, only: list[str]
 ) -> dict:
     models, counts = (videomae if model == "videomae" else variants)(config, share)
-    if not peers:
-        models = {label: m for label, m in models.items() if "usual" not in label}
+    models = {label: m for label, m in models.items() if not only or label in ("plain", *only)}
     if compiled:
         models = {label: torch.compile(m, fullgraph=True) for label, m in models.items()}
     x = torch.randn(batch, LENGTH, config.width)
@@ -124,7 +123,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=20, help="of timing, per preset")
     parser.add_argument("--compile", action="store_true", help="torch.compile(fullgraph=True) everything")
-    parser.add_argument("--no-peers", action="store_true", help="leave the usual ToMe out")
+    parser.add_argument("--only", nargs="+", default=[], help="labels to run beside plain; compiling all takes long")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     result = {"threads": torch.get_num_threads(), "torch": torch.__version__, "batch": options.batch,
@@ -132,7 +131,7 @@ def main() -> None:
     for preset in options.preset:
         for model in options.model:
             rows = measure(getattr(VideoViTConfig, preset)(), model, options.share, options.batch, options.seconds,
-                           options.compile, not options.no_peers)  # fmt: skip
+                           options.compile, options.only)  # fmt: skip
             result[f"{model} {preset}"] = rows
             for label, row in rows.items():
                 print(
