@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from vidkernels.functional.tokens.merging import MergePlan, bipartite_soft_matching, merge_tokens, unmerge_tokens
 
-PAIRINGS = ("alternate", "spatial", "temporal", "joint")
+PAIRINGS = ("alternate", "spatial", "temporal", "joint", "cell")
 
 
 def sides(pairing, protect, length, grid):
@@ -21,6 +21,10 @@ def sides(pairing, protect, length, grid):
         odd = [n for n in free if n % 2 == 1]
         return {n: odd for n in free if n % 2 == 0}, odd
     cells = {c: protect + i for i, c in enumerate(itertools.product(*map(range, grid)))}
+    if pairing == "cell":
+        whole = lambda t, h, w: h < grid[1] // 2 * 2 and w < grid[2] // 2 * 2  # noqa: E731
+        chosen = [n for c, n in cells.items() if whole(*c) and c[1] % 2 == 0 and c[2] % 2 == 0]
+        return {n: chosen for n in free if n not in chosen}, chosen
     parity = {
         "spatial": lambda t, h, w: (h + w) % 2,
         "temporal": lambda t, h, w: t % 2,
@@ -47,7 +51,7 @@ def by_loops(metric, r, protect, pairing, grid, threshold=None):
         if choices:
             target = max(choices, key=lambda d: (cosine[n][d], -d))
             best[n] = (cosine[n][target], target)
-    r = min(r, len(best), (length - protect) // 2 if pairing == "alternate" else length)
+    r = min(r, (length - protect) // 2 if pairing == "alternate" else len(best))
     if r == 0:
         return list(range(length)), length
     joining = sorted(best, key=lambda n: (-best[n][0], n))[:r]
@@ -236,6 +240,26 @@ def test_threshold_plans_keep_their_shape_and_trim(generator):
     assert torch.equal(unmerge_tokens(merged[:, : short.count], short), unmerge_tokens(merged, some))
 
 
+def test_cells_draw_their_destinations():
+    """Equal tokens all join the first destination, so that the other destinations are those left alone."""
+    t, h, w, sy, sx = 2, 5, 7, 2, 3
+    metric = torch.ones(3, 1 + t * h * w, 6)
+    places = set()
+    for seed in range(6):
+        g = torch.Generator().manual_seed(seed)
+        plan = bipartite_soft_matching(
+            metric, 1000, protect=1, pairing="cell", grid=(t, h, w), cell=(sy, sx), generator=g
+        )
+        assert plan.count == 1 + 2 * 2 * 2
+        assert torch.equal(plan.source, plan.source[:1].expand(3, -1))
+        alone = (plan.sizes().gather(1, plan.source.long())[0] == 1).nonzero()[1:, 0] - 1
+        cells = {(n // (h * w), n // w % h // sy, n % w // sx) for n in alone.tolist()}
+        assert len(cells) == len(alone) == 7
+        assert cells < set(itertools.product(range(t), range(h // sy), range(w // sx)))
+        places.add(tuple(alone.tolist()))
+    assert len(places) == 6
+
+
 def test_gradients_flow_through_merge_and_unmerge(generator):
     x = torch.randn(2, 21, 3, generator=generator, dtype=torch.float64, requires_grad=True)
     plan = bipartite_soft_matching(x, 7, protect=1)
@@ -298,10 +322,10 @@ def test_endless_metrics_are_named(bad):
 
 
 @pytest.mark.parametrize("pairing", PAIRINGS)
-def test_compiled_code_takes_endless_tokens_as_zeros(pairing, generator):
+def test_compiled_code_takes_endless_numbers_as_zeros(pairing, generator):
     metric = torch.randn(1, 24, 4, generator=generator)
     metric[0, 7], metric[0, 8, 1] = float("nan"), float("inf")
-    clean = torch.where(metric.isfinite().all(2, keepdim=True), metric, 0)
+    clean = torch.where(metric.isfinite(), metric, 0)
     torch._dynamo.reset()
     match = lambda m: bipartite_soft_matching(m, 12, pairing=pairing, grid=(2, 3, 4))  # noqa: E731
     plan = torch.compile(match, fullgraph=True, backend="aot_eager")(metric)
