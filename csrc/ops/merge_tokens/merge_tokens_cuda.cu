@@ -1,10 +1,11 @@
 // Who owns what
 //   forward   one block per (b, kRows places): it reads source[b] once and notes in shared memory how many tokens land
 //             on each of its places and which is the first; then its warps write every row of merged once. A row of
-//             one token is copied; for one of several the warp walks source[b] from the first on, 32 at a time, and
-//             adds in ascending n, each lane some columns. Integer atomics only, so one fixed order of sums.
+//             one token is copied; for one of several the warp walks source[b] from the first on, 32 at a time,
+//             remembers its first kListed tokens (it looks for the others again), and adds in ascending n, each lane
+//             some columns. Integer atomics only, so one fixed order of sums.
 //   backward  one warp per token: its share times a row of grad_merged.
-#include "device/vk_device.cuh"
+#include "device/vk_members.cuh"
 #include "ops/merge_tokens/merge_tokens.h"
 
 namespace vk {
@@ -13,6 +14,7 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kRows = 32;
+constexpr int kListed = 32;
 constexpr int kColumns = 4;  // sums that a lane holds at a time
 
 template <class T>
@@ -24,17 +26,6 @@ __device__ __forceinline__ void store_sum(T& to, float value) {
 }
 __device__ __forceinline__ void store_sum(double& to, double value) { to = value; }
 
-/// f(n) for every token of place m, ascending, in all lanes together; the tokens lie in [first, length).
-template <class F>
-__device__ __forceinline__ void each_member(const int32_t* source, int64_t length, int32_t first, int members,
-                                            int64_t m, F f) {
-  const int lane = threadIdx.x & 31;
-  for (int64_t n0 = first; members > 0; n0 += 32) {
-    unsigned here = __ballot_sync(0xffffffffu, n0 + lane < length && source[n0 + lane] == m);
-    for (; here; here &= here - 1, --members) f(n0 + __ffs(int(here)) - 1);
-  }
-}
-
 template <class T, class V>
 __global__ void merge_tokens_forward_kernel(const T* __restrict__ tokens, const int32_t* __restrict__ sources,
                                             const SumOf<T>* __restrict__ sizes, T* __restrict__ merged,
@@ -42,6 +33,7 @@ __global__ void merge_tokens_forward_kernel(const T* __restrict__ tokens, const 
   using Sum = SumOf<T>;
   __shared__ int32_t first[kRows];
   __shared__ int32_t members[kRows];
+  __shared__ int32_t lists[kWarps][kListed];
   const int64_t m0 = int64_t(blockIdx.x) * kRows, b = blockIdx.y;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   if (threadIdx.x < kRows) {
@@ -63,11 +55,23 @@ __global__ void merge_tokens_forward_kernel(const T* __restrict__ tokens, const 
   const T* rows = tokens + b * length * dim;
   for (int r = warp; r < kRows && m0 + r < count; r += kWarps) {
     const int64_t m = m0 + r;
+    int32_t* list = lists[warp];
+    int listed = 0, last = first[r];
     Sum whole = 0;
-    if (members[r] == 1)
+    if (members[r] == 1) {
       whole = size ? size[first[r]] : Sum(1);
-    else
-      each_member(source, length, first[r], members[r], m, [&](int64_t n) { whole += size ? size[n] : Sum(1); });
+    } else {
+      __syncwarp();  // the list of the row before has been read
+      each_member(source, length, first[r], members[r], m, [&](int64_t n) {
+        whole += size ? size[n] : Sum(1);
+        if (listed < kListed) {
+          if (lane == 0) list[listed] = int32_t(n);
+          ++listed;
+          last = int32_t(n);
+        }
+      });
+      __syncwarp();
+    }
     if (lane == 0) total[b * count + m] = whole;
     T* out = merged + (b * count + m) * dim;
     const bool any = whole > 0;
@@ -78,14 +82,16 @@ __global__ void merge_tokens_forward_kernel(const T* __restrict__ tokens, const 
     }
     for (int64_t d0 = lane; d0 - lane < dim; d0 += 32 * kColumns) {
       Sum sum[kColumns] = {};
-      each_member(source, length, first[r], members[r], m, [&](int64_t n) {
+      const auto add = [&](int64_t n) {
         const Sum share = (size ? size[n] : Sum(1)) / whole;
         if (share > 0) {
 #pragma unroll
           for (int c = 0; c < kColumns; ++c)
             if (d0 + 32 * c < dim) sum[c] += share * to_float(rows[n * dim + d0 + 32 * c]);
         }
-      });
+      };
+      for (int k = 0; k < listed; ++k) add(list[k]);
+      each_member(source, length, last + 1, members[r] - listed, m, add);
 #pragma unroll
       for (int c = 0; c < kColumns; ++c)
         if (d0 + 32 * c < dim) store_sum(out[d0 + 32 * c], sum[c]);
