@@ -120,18 +120,18 @@ def test_dead_codes_move_to_vectors_of_the_batch(generator):
 
 @pytest.mark.parametrize("decay", [0.9, None])
 def test_revival_fills_a_collapsed_codebook(decay, generator):
-    vq = quantizer(8, 64, decay=decay, dead_below=0.5, scale=1e-3)
+    vq = quantizer(8, 32, decay=decay, dead_below=0.5, scale=1e-3)
     with torch.no_grad():
         vq.codebook.add_(5.0)
-    x = torch.randn(2000, 8, generator=generator)
+    x = torch.randn(400, 8, generator=generator)
     used = vq.eval()(x).index.unique().numel()
     vq.train()
-    for _ in range(100):
+    for _ in range(60):
         vq(x, generator=generator).loss.backward() if decay is None else vq(x, generator=generator)
-    assert used < 32
+    assert used < 16
     index = vq.eval()(x).index
-    assert index.unique().numel() >= 60
-    assert vq.perplexity(index) > 30
+    assert index.unique().numel() >= 30
+    assert vq.perplexity(index) > 15
 
 
 def test_revival_repeats_with_the_generator(generator):
@@ -145,7 +145,7 @@ def test_revival_repeats_with_the_generator(generator):
 
 
 def test_threads_do_not_matter(one_and_two_threads, generator):
-    x = torch.randn(5000, 16, generator=generator)
+    x = torch.randn(3000, 16, generator=generator)
 
     def train():
         vq, v = quantizer(16, 70, decay=0.8, dead_below=2.0, start="k-means"), x.clone().requires_grad_()
