@@ -5,7 +5,14 @@ from vidkernels.functional.splatting.composite import alpha_from_density, compos
 from vidkernels.functional.splatting.decode import decode_splats
 from vidkernels.functional.splatting.frame_loss import frame_loss
 from vidkernels.functional.splatting.harmonics import spherical_harmonics
-from vidkernels.functional.splatting.losses import arap_loss, knn_graph, label_loss, photometric_loss, rendered_flow_loss, scale_shift_invariant_loss
+from vidkernels.functional.splatting.losses import (
+    arap_loss,
+    knn_graph,
+    label_loss,
+    photometric_loss,
+    rendered_flow_loss,
+    scale_shift_invariant_loss,
+)
 from vidkernels.functional.splatting.motion import motion_eval
 from vidkernels.functional.splatting.mpi import mpi_homographies, render_mpi, warp_planes
 from vidkernels.functional.splatting.points import farthest_points, nearest_points, unproject_depth
@@ -15,7 +22,14 @@ from vidkernels.functional.splatting.skeleton import bone_transforms, inverse_sk
 from vidkernels.functional.splatting.slice import slice_spacetime
 from vidkernels.functional.splatting.splat import splat_2d
 from vidkernels.functional.splatting.tiles import isect_offset_encode, isect_tiles
-from vidkernels.functional.splatting.volume import contract, importance_samples, merge_samples, pixel_rays, render_rays, stratified_samples
+from vidkernels.functional.splatting.volume import (
+    contract,
+    importance_samples,
+    merge_samples,
+    pixel_rays,
+    render_rays,
+    stratified_samples,
+)
 
 __all__ = [
     "adam_step",

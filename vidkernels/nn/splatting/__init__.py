@@ -6,7 +6,13 @@ from vidkernels.nn.splatting.density import DensityControl
 from vidkernels.nn.splatting.explicit import ExplicitGaussianVideo
 from vidkernels.nn.splatting.gaussian2d import GaussianImage, GaussianVideo
 from vidkernels.nn.splatting.hierarchical import CameraODE, HierarchicalGaussianVideo
-from vidkernels.nn.splatting.layered import InverseLBS, LayeredVolumeRenderer, MPIRenderer, PointRayRenderer, VolumeRenderer
+from vidkernels.nn.splatting.layered import (
+    InverseLBS,
+    LayeredVolumeRenderer,
+    MPIRenderer,
+    PointRayRenderer,
+    VolumeRenderer,
+)
 
 __all__ = [
     "CameraODE",
