@@ -139,7 +139,9 @@ __global__ void __launch_bounds__(kThreads) frame_loss_window_kernel(Frames a) {
   const Column<kGroup> own(a, number, group * kGroup), extra(a, number + kThreads, group * kGroup);
   const bool counted = own.inside && thread >= kLead && thread < kLead + a.strip;
   const bool window = own.inside && own.pixel < a.width - kSsimReach;
-  const bool has_extra = thread < kReach && extra.inside;
+  const int columns = kLead + a.strip + kReach;
+  const bool has_own = own.inside && thread < columns;
+  const bool has_extra = extra.inside && thread < kReach && kThreads + thread < columns;
   const int r0 = band * a.band, r1 = min(a.height, r0 + a.band);
   const int first = max(0, r0 - (kGrad ? kSsimReach : 0)), read_end = min(a.height, r1 + kSsimReach);
   const Scales scales(a);
@@ -149,7 +151,7 @@ __global__ void __launch_bounds__(kThreads) frame_loss_window_kernel(Frames a) {
   float next_x = 0, next_extra_x = 0;
   uint8_t next_t = 0, next_extra_t = 0;
   const auto fetch = [&](int row) {
-    if (own.inside) next_x = image[row * row_size + own.offset], next_t = target[row * row_size + own.offset];
+    if (has_own) next_x = image[row * row_size + own.offset], next_t = target[row * row_size + own.offset];
     if (has_extra)
       next_extra_x = image[row * row_size + extra.offset], next_extra_t = target[row * row_size + extra.offset];
   };
