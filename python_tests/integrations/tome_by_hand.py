@@ -12,7 +12,7 @@ def match(metric, r, protect):
     destinations = [n for n in free if n % 2 == 1]
     best = []
     for a in sources:
-        scores = [float(unit[a].detach() @ unit[b]) for b in destinations]
+        scores = [float((unit[a] @ unit[b]).detach()) for b in destinations]
         best.append((max(scores), a, destinations[scores.index(max(scores))]) if scores else None)
     r = min(r, len(free) // 2)
     best = sorted((pair for pair in best if pair), key=lambda pair: (-pair[0], pair[1]))

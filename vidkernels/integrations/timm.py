@@ -38,7 +38,7 @@ def apply_token_merging(
     Returns:
         patch: `remove()`, `size()`, `source()`; see integrations.sdpa.MergingPatch.
     Raises:
-        ImportError: timm is not installed. TypeError: no VisionTransformer, or blocks of an unknown kind (rotary
+        ImportError: timm is missing. TypeError: no VisionTransformer, or blocks of an unknown kind (rotary
             positions and window attention need to know where a token is; merged ones are nowhere).
     Backends: as integrations.sdpa.apply_token_merging.
     Source: Bolya et al. 2022, arXiv 2210.09461.
@@ -54,7 +54,9 @@ def apply_token_merging(
     try:
         from timm.models import vision_transformer as vit
     except ImportError as missing:
-        raise ImportError(f"{name}: timm is not installed.\nHINT: pip install 'vidkernels[timm]'") from missing
+        raise ImportError(
+            f"{name}: timm could not be imported: {missing}\nHINT: pip install 'vidkernels[timm]'"
+        ) from missing
     found = [m for m in model.modules() if isinstance(m, vit.VisionTransformer)]
     if len(found) != 1:
         _check.fail(name, f"expected a model with one timm VisionTransformer, found {len(found)}.", error=TypeError,

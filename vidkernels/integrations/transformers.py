@@ -45,7 +45,7 @@ def apply_token_merging(
     Returns:
         patch: `remove()`, `size()`, `source()`; see integrations.sdpa.MergingPatch.
     Raises:
-        ImportError: transformers is not installed. TypeError: another model. ValueError: another attention
+        ImportError: transformers is missing or does not load. TypeError: another model. ValueError: another attention
             implementation.
     Backends: as integrations.sdpa.apply_token_merging.
     Source: Bolya et al. 2022, arXiv 2210.09461; differs: the divided attention, which the paper leaves out.
@@ -63,7 +63,7 @@ def apply_token_merging(
         from transformers import TimesformerModel, VideoMAEModel, VivitModel
     except ImportError as missing:
         raise ImportError(
-            f"{name}: transformers is not installed.\nHINT: pip install 'vidkernels[transformers]'"
+            f"{name}: transformers could not be imported: {missing}\nHINT: pip install 'vidkernels[transformers]'"
         ) from missing
     found = [m for m in model.modules() if isinstance(m, (TimesformerModel, VideoMAEModel, VivitModel))]
     if len(found) != 1:
