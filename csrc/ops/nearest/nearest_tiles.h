@@ -31,6 +31,7 @@ VK_INLINE V16 load_some(const float* from, int64_t n) {
   v.p[0] = (PartF)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), from);
   return v;
 #else
+  if (n == 16) return load(from);
   alignas(64) float lane[16] = {};
   for (int64_t i = 0; i < n; ++i) lane[i] = from[i];
   return load(lane);
