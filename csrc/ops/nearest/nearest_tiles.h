@@ -137,7 +137,7 @@ inline void tile_f32(const float* const* points, const float* codes, int64_t cod
     for (int p = 0; p < kTileParts; ++p) x[p] = load_part(points[p] + d * kLanes);
 #pragma GCC unroll 12
     for (int i = 0; i < kTileCodes; ++i) {
-      const PartF c = PartF{} + codes[i * code_stride + d];
+      const float c = codes[i * code_stride + d];  // `PartF{} + c` would add the zeros
 #pragma GCC unroll 4
       for (int p = 0; p < kTileParts; ++p) sum[i][p] = x[p] * c + sum[i][p];
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from vidkernels import _check
+from vidkernels._op import peek_interpreter_stack
 from vidkernels.ops.nearest.op import CANDIDATES, METRICS, MOST
 from vidkernels.ops.nearest.op import nearest as _nearest
 
@@ -124,7 +125,7 @@ def _refuse_nan(name: str, first: torch.Tensor, points: torch.Tensor) -> None:
     """Name the rows with NaN, where looking is free: not on a GPU, not in compiled or transformed code."""
     if torch.compiler.is_compiling() or type(first) is not torch.Tensor or not first.is_cpu:
         return
-    if torch._C._functorch.peek_interpreter_stack() is not None or not bool(first.isnan().any()):
+    if peek_interpreter_stack() is not None or not bool(first.isnan().any()):
         return
     rows = [tuple(r) if len(r) > 1 else r[0] for r in first.isnan().nonzero().tolist()]
     shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
