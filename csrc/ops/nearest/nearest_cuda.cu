@@ -327,21 +327,21 @@ __global__ void nearest_join_kernel(Search<T> a) {
 /// Few points are too little work for a card: several blocks then share their codes.
 int64_t parts_of(const Nearest& a) {
   const int64_t blocks = (a.count + kTileM - 1) / kTileM * a.batch, tiles = (a.length + kTileN - 1) / kTileN;
-  const int64_t parts = tiles / 2 < kEnoughBlocks / blocks ? tiles / 2 : kEnoughBlocks / blocks;
+  const int64_t most = blocks > 0 ? kEnoughBlocks / blocks : 1, parts = tiles / 2 < most ? tiles / 2 : most;
   return parts > 1 ? parts : 1;
 }
 
 /// Where everything lies in the scratch memory; scratch_bytes in op.py adds up the same.
-Scratch lay_out(const Nearest& a) {
+Scratch lay_out(const Nearest& a, int64_t& bytes) {
   Scratch s{};
   s.tile_count = (a.length + kTileN - 1) / kTileN;
   s.columns = a.dim > 0 ? (a.dim + kStep - 1) / kStep * kStep : kStep;
   const int64_t rows = a.batch * a.count, padded = a.code_batch * s.tile_count * kTileN;
-  char* next = static_cast<char*>(a.scratch);
+  bytes = 0;
   const auto take = [&](auto*& part, int64_t count) {
     using Part = std::remove_reference_t<decltype(*part)>;
-    part = reinterpret_cast<Part*>(next);
-    next += (count * int64_t(sizeof(Part)) + kAlignment - 1) / kAlignment * kAlignment;
+    part = reinterpret_cast<Part*>(static_cast<char*>(a.scratch) + bytes);
+    bytes += (count * int64_t(sizeof(Part)) + kAlignment - 1) / kAlignment * kAlignment;
   };
   take(s.points, rows * s.columns);
   take(s.codes, padded * s.columns);
@@ -358,7 +358,8 @@ Scratch lay_out(const Nearest& a) {
 
 template <class T>
 void launch(const Nearest& a, vk_stream_t stream) {
-  const Scratch scratch = lay_out(a);
+  int64_t bytes;
+  const Scratch scratch = lay_out(a, bytes);
   const Rows<T> points{static_cast<const T*>(a.points), a.count, a.point_batch_stride, a.point_stride};
   const Rows<T> codes{static_cast<const T*>(a.codes), a.length, a.code_batch_stride, a.code_stride};
   const int64_t rows = a.batch * a.count, code_rows = a.code_batch * a.length;
@@ -390,6 +391,12 @@ void launch(const Nearest& a, vk_stream_t stream) {
 }
 
 }  // namespace
+
+int64_t nearest_scratch_bytes(const Nearest& a) {
+  int64_t bytes;
+  lay_out(a, bytes);
+  return bytes;
+}
 
 void nearest_cuda(const Nearest& a, void* stream_pointer) {
   const auto stream = static_cast<vk_stream_t>(stream_pointer);
