@@ -47,5 +47,6 @@ constexpr int kNearestMost = 32;
 VK_CPU_KERNEL(nearest, (const Nearest& a))
 
 void nearest_cuda(const Nearest& a, void* stream);
+int64_t nearest_scratch_bytes(const Nearest& a);  // that nearest_cuda needs
 
 }  // namespace vk

@@ -58,15 +58,20 @@ void nearest_on_cpu(const Tensor& points, const Tensor& codes, const Tensor& ind
 }
 #endif
 
-#if defined(VK_GPU) && __has_include("ops/nearest/nearest_cuda.cu")
+#ifdef VK_GPU
 void nearest_on_gpu(const Tensor& points, const Tensor& codes, const Tensor& index, const Tensor& value,
                     const Tensor& scratch, int metric, int candidates, bool screen) {
   const Nearest a = nearest_args(kGpuDevice, points, codes, index, value, scratch, metric, candidates, screen);
+  const Check check("nearest", kGpuDevice, {{"scratch", &scratch}});
+  check.require(scratch.defined() && a.scratch_bytes >= nearest_scratch_bytes(a) && uintptr_t(a.scratch) % 16 == 0,
+                "expected `scratch` of " + std::to_string(nearest_scratch_bytes(a)) + " bytes or more, aligned to 16.");
+  check.require(a.count < int64_t(1) << 31 && a.length < int64_t(1) << 31 && a.batch < int64_t(1) << 16,
+                "expected fewer than 2^31 points and codes, and a batch below 65536.");
   GpuLaunch launch("nearest", {{"points", &points, GpuLaunch::Buffer::in},
                                {"codes", &codes, GpuLaunch::Buffer::in},
                                {"index", &index, GpuLaunch::Buffer::out},
                                {"value", &value, GpuLaunch::Buffer::out},
-                               {"scratch", &scratch, GpuLaunch::Buffer::inout}});
+                               {"scratch", &scratch, GpuLaunch::Buffer::out}});
   nearest_cuda(a, launch.stream());
   launch.finish();
 }
@@ -78,7 +83,7 @@ void register_nearest(py::module_& m) {
 #ifdef VK_BUILD_CPU
   m.def("nearest_cpu", &nearest_on_cpu);
 #endif
-#if defined(VK_GPU) && __has_include("ops/nearest/nearest_cuda.cu")
+#ifdef VK_GPU
   m.def("nearest_cuda", &nearest_on_gpu);
 #endif
 }

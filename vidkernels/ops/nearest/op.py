@@ -29,8 +29,21 @@ def _supports(backend, points, codes, *rest):
 
 
 def scratch_bytes(batch: int, count: int, code_batch: int, length: int, dim: int, k: int) -> int:
-    """Device memory that the CUDA kernel needs beside its outputs: the codes' mean, lengths and error bounds."""
-    return code_batch * (dim + 2 * length + 8) * 4
+    """Device memory that the CUDA kernels need beside their outputs (lay_out in nearest_cuda.cu): bfloat16 copies of
+    points and codes, in multiples of 32 columns and 128 codes, and 20 bytes or less of bounds for each."""
+    rows, tiles, columns = batch * count, code_batch * -(-length // 128), max(1, -(-dim // 32)) * 32
+    parts = min(-(-length // 128) // 2, 512 // max(1, -(-count // 64) * batch))  # of the codes, where points are few
+    pieces = (
+        2 * rows * columns,
+        2 * tiles * 128 * columns,
+        4 * tiles * 128,
+        16 * rows,
+        16 * tiles,
+        4 * code_batch * dim,
+        4 * (rows + code_batch * length),
+        *[4 * rows * parts * k if parts > 1 else 0] * 2,
+    )
+    return sum(-(-piece // 256) * 256 for piece in pieces)
 
 
 def _rows(tensor):
