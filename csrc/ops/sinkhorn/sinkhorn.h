@@ -57,7 +57,7 @@ VK_CPU_KERNEL(sinkhorn_step, (SinkhornStep & a))
 constexpr int kSinkhornBlocks = 128;
 inline int64_t sinkhorn_workspace(int64_t batch, int64_t rows, int64_t cols) {
   const int64_t blocks = rows < kSinkhornBlocks ? (rows > 0 ? rows : 1) : kSinkhornBlocks;
-  return batch * (2 * blocks * cols + rows + cols);
+  return batch * (2 * blocks * cols + cols + 1);
 }
 void sinkhorn_cuda(const Sinkhorn& a, float* workspace, void* stream);
 void sinkhorn_step_cuda(const SinkhornStep& a, float* workspace, void* stream);

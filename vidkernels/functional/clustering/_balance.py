@@ -35,7 +35,9 @@ def column_potential(
         total = like.new_full((cols,), -torch.inf, dtype=wide)
         for block in blocks():
             given = None if log_v is None else log_v.to(like.dtype)[None]
-            total = torch.logaddexp(total, sinkhorn_step(block[None], epsilon, None, given, backend=backend)[1][0].to(wide))
+            total = torch.logaddexp(
+                total, sinkhorn_step(block[None], epsilon, None, given, backend=backend)[1][0].to(wide)
+            )
         top = total.max().reshape(1)
         if group is not None:
             dist.all_reduce(top, dist.ReduceOp.MAX, group)

@@ -100,7 +100,9 @@ def swapped_prediction_loss(
     name = "swapped_prediction_loss"
     scores = tuple(scores.unbind(0) if isinstance(scores, torch.Tensor) else scores)
     if len(scores) < 2 or any(s.dim() != 2 or s.shape != scores[0].shape for s in scores):
-        _check.fail(name, "expected two or more crops of scores [N, K].", **{f"crop {i}": s for i, s in enumerate(scores)})
+        _check.fail(
+            name, "expected two or more crops of scores [N, K].", **{f"crop {i}": s for i, s in enumerate(scores)}
+        )
     if not assign or not all(0 <= i < len(scores) for i in assign) or len(set(assign)) < len(assign):
         _check.fail(name, f"expected `assign` to name some of the {len(scores)} crops.", assign=tuple(assign))
     if queue is not None and len(queue) != len(assign):

@@ -141,9 +141,7 @@ def sinkhorn(
             plan = plan * batched.shape[1] if row_mass is None else plan / row_mass[:, :, None]
         plan = plan.log() if log else plan
     else:
-        plan, rows, cols = _sinkhorn(
-            batched, epsilon, iterations, row_mass, col_mass, scale == "rows", backend=backend
-        )
+        plan, rows, cols = _sinkhorn(batched, epsilon, iterations, row_mass, col_mass, scale == "rows", backend=backend)
         if log:
             plan = batched.to(rows.dtype) / epsilon + cols[:, -1, None, :]
             plan = torch.log_softmax(plan, 2) if scale == "rows" else plan + rows[:, -1, :, None]

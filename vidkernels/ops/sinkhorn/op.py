@@ -33,7 +33,7 @@ def _workspace(kernel, scores):
     if kernel.__name__.endswith("_cpu"):
         return None
     batch, rows, cols = scores.shape
-    floats = batch * (2 * max(1, min(rows, _BLOCKS)) * cols + rows + cols)
+    floats = batch * (2 * max(1, min(rows, _BLOCKS)) * cols + cols + 1)
     return empty((floats,), torch.float32, scores.device)
 
 
