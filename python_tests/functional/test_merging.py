@@ -289,6 +289,15 @@ def test_compiled_code_gives_the_same_plan_and_result(pairing, generator):
     assert torch.equal(back, unmerge_tokens(merged, plan))
 
 
+@pytest.mark.parametrize("pairing", PAIRINGS)
+def test_autocast_changes_no_choice(pairing, generator):
+    metric = torch.randn(2, 48, 16, generator=generator)
+    plan = bipartite_soft_matching(metric, 12, pairing=pairing, grid=(2, 4, 6))
+    with torch.autocast("cpu", torch.bfloat16):
+        same = bipartite_soft_matching(metric, 12, pairing=pairing, grid=(2, 4, 6))
+    assert torch.equal(same.source, plan.source)
+
+
 def test_a_plan_is_a_pytree(generator):
     plan = bipartite_soft_matching(torch.randn(1, 8, 4, generator=generator), 2)
     leaves, spec = pytree.tree_flatten(plan)

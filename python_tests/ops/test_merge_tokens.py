@@ -92,6 +92,25 @@ def test_bits_do_not_depend_on_threads_or_on_the_rest_of_the_batch(generator, on
     assert torch.equal(alone, one[2:3])
 
 
+@pytest.mark.parametrize(("dtype", "length"), [(torch.float32, 11500), (torch.float16, 23000)])
+def test_large_outputs_are_written_past_the_caches(dtype, length, generator, one_and_two_threads):
+    """From 32 MB on; every kind of row: copied, averaged, left empty."""
+    tokens = torch.randn(1, length, 768, generator=generator).to(dtype)
+    source = (torch.arange(length, dtype=torch.int32) % (length - 200)).add_(torch.arange(length) % 2)[None].int()
+    size = torch.randint(0, 3, (1, length), generator=generator).float()
+    (merged, total), again = one_and_two_threads(
+        lambda: merge_tokens(tokens, source, size, length - 100, backend="cpu")
+    )
+    assert merged.nbytes >= 32 << 20
+    expected, expected_total = merge_tokens(tokens, source, size, length - 100, backend="reference")
+    assert torch.equal(total, expected_total)
+    torch.testing.assert_close(merged, expected, rtol=2 * torch.finfo(dtype).eps, atol=2 * torch.finfo(dtype).eps)
+    assert torch.equal(merged, again[0])
+    grad = merge_tokens_backward(merged, source, size, total, backend="cpu")
+    expected = merge_tokens_backward(merged, source, size, total, backend="reference")
+    torch.testing.assert_close(grad, expected, rtol=2 * torch.finfo(dtype).eps, atol=0)
+
+
 @pytest.mark.parametrize("bad", [-1, 3, 2**31 - 1])
 def test_a_place_outside_is_refused_by_name(bad):
     source = ints([0, 2], [1, bad])

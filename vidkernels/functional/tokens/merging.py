@@ -11,6 +11,7 @@ from vidkernels import _check
 from vidkernels.functional.tokens.plan import MergePlan
 from vidkernels.ops.gather_tokens.op import gather_tokens as _gather
 from vidkernels.ops.merge_tokens.op import merge_tokens as _merge
+from vidkernels.ops.nearest.op import nearest as _nearest
 
 __all__ = ["MergePlan", "bipartite_soft_matching", "merge_tokens", "unmerge_tokens"]
 
@@ -58,7 +59,8 @@ def bipartite_soft_matching(
     Raises:
         ValueError: r or protect negative, an unknown pairing, a grid that does not fit, NaN or infinity in the metric
             (found on the CPU outside torch.compile; elsewhere such a number counts as zero).
-    Backends: torch on any device. Deterministic: yes.
+    Backends: "alternate" and "cell" search with op `nearest` (reference, cpu, cuda) and store no similarities; the
+        other pairings are torch on any device, a few products a token. Deterministic: yes.
     Source: Bolya et al. 2023, arXiv 2210.09461, section 3; differs: sources that stay keep their order also without
         a class token (the released code sorts them by similarity), and pairings in space and time. "cell" is
         Bolya and Hoffman 2023, arXiv 2303.17604, section 3.2.
@@ -223,12 +225,11 @@ def _best_of_all(
     metric: torch.Tensor, sources: slice | torch.Tensor, destinations: slice | torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """For every token its best destination among all and how similar it is; -inf where it is no source."""
-    unit = _unit(metric)
-    value, index = (unit[:, sources] @ unit[:, destinations].mT).max(2)
+    index, value = _nearest(metric[:, sources], metric[:, destinations], 1, "cosine", "all", True)
     similarity = value.new_full(metric.shape[:2], _NONE)
     target = torch.zeros(metric.shape[:2], dtype=torch.int64, device=metric.device)
-    similarity[:, sources] = value
-    target[:, sources] = torch.arange(metric.shape[1], device=metric.device)[destinations][index]
+    similarity[:, sources] = value[..., 0]
+    target[:, sources] = torch.arange(metric.shape[1], device=metric.device)[destinations][index[..., 0]]
     return similarity, target
 
 

@@ -9,6 +9,8 @@ import torch.utils._pytree as pytree
 
 from vidkernels import _check
 
+__all__ = ["MergePlan"]
+
 
 @dataclass(frozen=True)
 class MergePlan:
