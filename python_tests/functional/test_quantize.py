@@ -8,7 +8,7 @@ from torch.distributions import Dirichlet, kl_divergence
 
 from vidkernels.functional.quantize.dirichlet import dirichlet_kl, dirichlet_sample
 from vidkernels.functional.quantize.fsq import fsq, fsq_codes
-from vidkernels.functional.quantize.vq import ema_codebook, perplexity, straight_through, vector_quantize
+from vidkernels.functional.quantize.vq import code_sums, ema_codebook, perplexity, straight_through, vector_quantize
 
 # ---- vector quantisation
 
@@ -107,6 +107,16 @@ def test_bad_vectors(generator):
 def test_straight_through_refuses_other_shapes():
     with pytest.raises(ValueError, match="shape"):
         straight_through(torch.zeros(2), torch.zeros(3))
+
+
+def test_sums_of_codes(generator):
+    x, index = torch.randn(90, 3, generator=generator), torch.randint(-1, 7, (90,), generator=generator)
+    sums, counts = code_sums(x, index, 7)
+    for j in range(7):
+        torch.testing.assert_close(sums[j], x[index == j].sum(0))
+        assert counts[j] == (index == j).sum()
+    with pytest.raises(ValueError, match="index"):
+        code_sums(x, index[:5], 7)
 
 
 def test_moving_average_by_hand():

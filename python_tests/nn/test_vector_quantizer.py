@@ -126,7 +126,7 @@ def test_revival_fills_a_collapsed_codebook(decay, generator):
     x = torch.randn(400, 8, generator=generator)
     used = vq.eval()(x).index.unique().numel()
     vq.train()
-    for _ in range(60):
+    for _ in range(120):
         vq(x, generator=generator).loss.backward() if decay is None else vq(x, generator=generator)
     assert used < 16
     index = vq.eval()(x).index

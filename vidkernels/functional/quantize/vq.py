@@ -12,7 +12,7 @@ from vidkernels.functional.clustering.collective import ordered_sum
 from vidkernels.functional.clustering.nearest import nearest_code
 from vidkernels.ops.cluster_sums.op import cluster_sums
 
-__all__ = ["VectorQuantized", "ema_codebook", "perplexity", "straight_through", "vector_quantize"]
+__all__ = ["VectorQuantized", "code_sums", "ema_codebook", "perplexity", "straight_through", "vector_quantize"]
 
 
 class VectorQuantized(NamedTuple):
@@ -141,6 +141,32 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return grad, None
+
+
+def code_sums(x: Tensor, index: Tensor, codes: int, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
+    """Sum the vectors of each code, and count them: what a codebook learns from.
+
+    Args:
+        x: [N, D], float16/bfloat16/float32/float64.
+        index: [N] int64, the code of each vector; -1 leaves one out.
+        codes: K.
+        backend: force one of vidkernels' backends; None chooses.
+    Returns:
+        (sums [K, D], counts [K]), float32 (float64). Sums are differentiable in `x`.
+    Raises:
+        ValueError: sizes that do not fit.
+    Backends: reference, cpu, cuda (sm80+). Deterministic: yes, for any number of threads.
+    Source: van den Oord et al. 2017, arXiv 1711.00937, appendix A.1.
+    Example:
+        >>> code_sums(torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([1, 1, 0]), 3)
+        (tensor([[4.],
+                [3.],
+                [0.]]), tensor([1., 2., 0.]))
+    """
+    _check.is_tensor("code_sums", "x", x, "[N, D]")
+    if index.shape != x.shape[:1]:
+        _check.fail("code_sums", "expected `index` of shape [N], as `x`.", x=x, index=index)
+    return cluster_sums(x, index, codes, backend=backend)
 
 
 def ema_codebook(

@@ -10,8 +10,7 @@ from torch.nn import functional as F
 from vidkernels import _check
 from vidkernels.functional.clustering.collective import all_reduce, broadcast
 from vidkernels.functional.clustering.kmeans import kmeans
-from vidkernels.functional.quantize.vq import VectorQuantized, ema_codebook, perplexity, vector_quantize
-from vidkernels.ops.cluster_sums.op import cluster_sums
+from vidkernels.functional.quantize.vq import VectorQuantized, code_sums, ema_codebook, perplexity, vector_quantize
 
 __all__ = ["VectorQuantizer"]
 
@@ -166,7 +165,7 @@ class VectorQuantizer(nn.Module):
     @torch.no_grad()
     def _learn(self, flat: Tensor, index: Tensor, generator: torch.Generator | None) -> None:
         group = self._group()
-        sums, counts = cluster_sums(flat, index, self.codes, backend=self.backend)
+        sums, counts = code_sums(flat, index, self.codes, backend=self.backend)
         fresh = self._random_vectors(flat, generator, group) if self.dead_below > 0 else None
         all_reduce(*(t for t in (sums, counts, fresh) if t is not None), group=group)
         codebook = self.codebook
