@@ -11,10 +11,11 @@ from vidkernels import _check
 from vidkernels.functional.tokens.plan import MergePlan
 from vidkernels.ops.gather_tokens.op import gather_tokens as _gather
 from vidkernels.ops.merge_tokens.op import merge_tokens as _merge
+from vidkernels.ops.nearest.op import nearest as _nearest
 
 __all__ = ["MergePlan", "bipartite_soft_matching", "merge_tokens", "unmerge_tokens"]
 
-_PAIRINGS = ("alternate", "spatial", "temporal", "joint")
+_PAIRINGS = ("alternate", "spatial", "temporal", "joint", "cell")
 _NONE = float("-inf")  # the similarity of what must not merge
 
 
@@ -27,6 +28,8 @@ def bipartite_soft_matching(
     pairing: str = "alternate",
     grid: tuple[int, int, int] | None = None,
     threshold: float | None = None,
+    cell: tuple[int, int] = (2, 2),
+    generator: torch.Generator | None = None,
 ) -> MergePlan:
     """Choose the r pairs of tokens that are most alike, each pair from two sides of a split of the tokens.
 
@@ -35,26 +38,32 @@ def bipartite_soft_matching(
     Ties: the lowest token first, among destinations and among sources. A zero token has similarity 0 with all.
     Convention: tokens are [protected..., (t, h, w) raster]; who may join whom:
         alternate   even tokens are sources, odd ones destinations; any pair
-        spatial     cells with even h + w are sources; their (up to four) neighbours in the frame
+        spatial     places with even h + w are sources; their (up to four) neighbours in the frame
         temporal    even frames are sources; the same place in the next frame
-        joint       cells with even t + h + w are sources; neighbours in the frame and the same place in the next one
+        joint       places with even t + h + w are sources; neighbours in the frame and the same place in the next one
+        cell        one token of every whole (sy, sx) cell of every frame is a destination, the others sources; any pair
     Args:
         metric: [B, N, C], float16/bfloat16/float32/float64, compared by cosine. ToMe's is the key, averaged over heads.
-        r: pairs to merge; at most as many as the pairing has (half of the free tokens) are merged.
+        r: pairs to merge; at most as many are merged as the pairing has sources with a destination (for "alternate",
+            half of the free tokens).
         protect: so many tokens in front (class, distillation) stay as they are, and nothing joins them.
         pairing: who may join whom, above.
-        grid: (T, H, W) with protect + T * H * W = N, for the pairings in space and time.
+        grid: (T, H, W) with protect + T * H * W = N, for all pairings but "alternate".
         threshold: pairs below this cosine do not merge. How many do then depends on the data, so that the plan keeps
             `count` = N, with the empty places last; they are zeros of size 0, which `proportional_attention` leaves
             out. `MergePlan.trim` cuts them off in eager code.
+        cell: (sy, sx), for "cell".
+        generator: for "cell", draws the destination of each cell, the same for the whole batch; None is the first.
     Returns:
         plan: N - r places (N with a threshold). Not differentiable: it is a choice.
     Raises:
         ValueError: r or protect negative, an unknown pairing, a grid that does not fit, NaN or infinity in the metric
-            (found on the CPU outside torch.compile; elsewhere such a token counts as zero).
-    Backends: torch on any device. Deterministic: yes.
+            (found on the CPU outside torch.compile; elsewhere such a number counts as zero).
+    Backends: "alternate" and "cell" search with op `nearest` (reference, cpu, cuda) and store no similarities; the
+        other pairings are torch on any device, a few products a token. Deterministic: yes.
     Source: Bolya et al. 2023, arXiv 2210.09461, section 3; differs: sources that stay keep their order also without
-        a class token (the released code sorts them by similarity), and pairings in space and time.
+        a class token (the released code sorts them by similarity), and pairings in space and time. "cell" is
+        Bolya and Hoffman 2023, arXiv 2303.17604, section 3.2.
     Example:
         >>> metric = torch.tensor([[[1.0, 0], [0, 1], [0, 2], [1, 1]]])
         >>> plan = bipartite_soft_matching(metric, 1)
@@ -74,17 +83,27 @@ def bipartite_soft_matching(
     if pairing != "alternate" and (grid is None or len(grid) != 3 or min(grid) < 1 or math.prod(grid) != free):
         _check.fail(name, f"expected `grid` (T, H, W) of the {free} tokens that are not protected.",
                     metric=metric, protect=protect, pairing=pairing, grid=grid)  # fmt: skip
-    if not torch.compiler.is_compiling() and metric.is_cpu:
+    if min(cell) < 1:
+        _check.fail(name, "expected `cell` (sy, sx) of at least 1.", cell=cell)
+    if metric.is_cpu and not torch.compiler.is_compiling():
         _refuse_endless(name, metric)
-    r = min(r, _most(pairing, free, grid))
+    else:
+        metric = metric.nan_to_num(0, 0, 0)
+    r = min(r, _most(pairing, free, grid, cell))
     if r == 0:
         return MergePlan.identity(batch, length, metric.device)
-    unit = _unit(metric[:, protect:])
+    metric = metric[:, protect:]
     if pairing == "alternate":
-        similarity, target = _best_of_all(unit, protect % 2)
+        first = protect % 2
+        similarity, target = _best_of_all(metric, slice(first, None, 2), slice(1 - first, None, 2))
         is_source = torch.arange(protect, length, device=metric.device) % 2 == 0
+    elif pairing == "cell":
+        is_source = _all_but_one(grid, cell, generator, metric.device)
+        order = is_source.int().argsort(stable=True)  # destinations, then sources; how many is known beforehand
+        cells = grid[0] * (grid[1] // cell[0]) * (grid[2] // cell[1])
+        similarity, target = _best_of_all(metric, order[cells:], order[:cells])
     else:
-        similarity, target, is_source = _best_neighbour(unit, grid, pairing)
+        similarity, target, is_source = _best_neighbour(_unit(metric), grid, pairing)
     merging = _top(similarity, r)
     if threshold is not None:
         merging &= similarity >= threshold
@@ -127,8 +146,7 @@ def merge_tokens(
                     x=x, source=plan.source)  # fmt: skip
     if size is not None and size.shape != x.shape[:2]:
         _check.fail(name, "expected `size` of shape [B, N].", x=x, size=size)
-    merged, total = _merge(x, plan.source, size, plan.count, backend=backend)
-    return merged, total.detach()
+    return _merge(x, plan.source, size, plan.count, backend=backend)
 
 
 def unmerge_tokens(x: torch.Tensor, plan: MergePlan, *, backend: str | None = None) -> torch.Tensor:
@@ -160,18 +178,21 @@ def unmerge_tokens(x: torch.Tensor, plan: MergePlan, *, backend: str | None = No
 
 
 def _refuse_endless(name: str, metric: torch.Tensor) -> None:
-    if not metric.sum(2, dtype=torch.float64).isfinite().all():
+    if not metric.sum(2).isfinite().all():  # one quick pass; a sum may also overflow by itself
         rows = (~metric.isfinite()).any(2).nonzero().tolist()
         if rows:
             shown = ", ".join(f"({b}, {n})" for b, n in rows[:5]) + (", ..." if len(rows) > 5 else "")
             _check.fail(name, f"the metric has NaN or infinity in tokens (batch, token) {shown}.", metric=metric)
 
 
-def _most(pairing: str, free: int, grid: tuple[int, int, int] | None) -> int:
+def _most(pairing: str, free: int, grid: tuple[int, int, int] | None, cell: tuple[int, int]) -> int:
     """How many sources have a destination that they could join."""
     if pairing == "alternate":
         return free // 2
     t, h, w = grid
+    if pairing == "cell":
+        destinations = t * (h // cell[0]) * (w // cell[1])
+        return free - destinations if destinations else 0
     if pairing == "temporal" or (pairing == "joint" and h * w == 1):
         return t // 2 * h * w
     if h * w == 1:
@@ -179,22 +200,36 @@ def _most(pairing: str, free: int, grid: tuple[int, int, int] | None) -> int:
     return (t * h * w + 1) // 2 if pairing == "joint" else t * ((h * w + 1) // 2)
 
 
+def _all_but_one(
+    grid: tuple[int, int, int], cell: tuple[int, int], generator: torch.Generator | None, device: torch.device
+) -> torch.Tensor:
+    """[T * H * W] bool: False at one place of every whole cell."""
+    (t, h, w), (sy, sx) = grid, cell
+    chosen = torch.zeros(t, h // sy, w // sx, dtype=torch.int64, device=device)
+    if generator is not None:
+        chosen = torch.randint(sy * sx, chosen.shape, generator=generator, device=generator.device).to(device)
+    inside = torch.arange(sy * sx, device=device).view(sy, 1, sx) != chosen[:, :, None, :, None]
+    inside = inside.reshape(t, h // sy * sy, w // sx * sx)
+    return F.pad(inside, (0, w % sx, 0, h % sy), value=True).flatten()
+
+
 def _unit(metric: torch.Tensor) -> torch.Tensor:
-    """Rows of length 1 in float32; zeros stay zeros, numbers of any size do not overflow, and what is not finite
-    becomes zeros."""
+    """Rows of length 1 in float32; zeros stay zeros. Divided by the root of the length twice, so that nothing
+    overflows whatever the size of the numbers."""
     wide = metric if metric.dtype is torch.float64 else metric.float()
-    wide = wide / wide.abs().amax(2, keepdim=True).clamp_min(torch.finfo(wide.dtype).tiny)
-    unit = wide / wide.norm(dim=2, keepdim=True).clamp_min(torch.finfo(wide.dtype).tiny)
-    return torch.where(unit.isnan(), 0, unit)
+    root = torch.linalg.vector_norm(wide, dim=2, keepdim=True, dtype=torch.float64).sqrt().to(wide.dtype)
+    return (wide / root).div_(root).nan_to_num_(0, 0, 0)
 
 
-def _best_of_all(unit: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _best_of_all(
+    metric: torch.Tensor, sources: slice | torch.Tensor, destinations: slice | torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """For every token its best destination among all and how similar it is; -inf where it is no source."""
-    value, index = (unit[:, first::2] @ unit[:, 1 - first :: 2].mT).max(2)
-    similarity = unit.new_full(unit.shape[:2], _NONE)
-    target = torch.zeros(unit.shape[:2], dtype=torch.int64, device=unit.device)
-    similarity[:, first::2] = value
-    target[:, first::2] = 2 * index + (1 - first)
+    index, value = _nearest(metric[:, sources], metric[:, destinations], 1, "cosine", "all", True)
+    similarity = value.new_full(metric.shape[:2], _NONE)
+    target = torch.zeros(metric.shape[:2], dtype=torch.int64, device=metric.device)
+    similarity[:, sources] = value[..., 0]
+    target[:, sources] = torch.arange(metric.shape[1], device=metric.device)[destinations][index[..., 0]]
     return similarity, target
 
 

@@ -31,6 +31,7 @@ def _native(kernel, tokens, source, size, count):
 
 
 def _save(ctx, inputs, output):
+    ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(inputs[1], inputs[2], output[1])
 
 

@@ -16,6 +16,11 @@ def _shares(source: torch.Tensor, size: torch.Tensor | None, total: torch.Tensor
     return torch.where(whole > 0, own / whole, 0)
 
 
+def _part(rows: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """Nothing of nothing, whatever the row holds."""
+    return torch.where(share[..., None] > 0, rows * share[..., None], 0)
+
+
 def merge_tokens(
     tokens: torch.Tensor, source: torch.Tensor, size: torch.Tensor | None, count: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -23,7 +28,7 @@ def merge_tokens(
     total = wide.new_zeros(tokens.shape[0], count)
     total = total.scatter_add(1, place, wide.new_ones(place.shape) if size is None else size.to(wide.dtype))
     merged = wide.new_zeros(tokens.shape[0], count, tokens.shape[2])
-    parts = wide * _shares(source, size, total)[..., None]
+    parts = _part(wide, _shares(source, size, total))
     return merged.scatter_add(1, place[..., None].expand_as(parts), parts).to(tokens.dtype), total
 
 
@@ -31,4 +36,4 @@ def merge_tokens_backward(
     grad_merged: torch.Tensor, source: torch.Tensor, size: torch.Tensor | None, total: torch.Tensor
 ) -> torch.Tensor:
     rows = _wide(grad_merged).gather(1, source.long()[..., None].expand(-1, -1, grad_merged.shape[2]))
-    return (rows * _shares(source, size, total)[..., None]).to(grad_merged.dtype)
+    return _part(rows, _shares(source, size, total)).to(grad_merged.dtype)
