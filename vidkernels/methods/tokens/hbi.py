@@ -2,9 +2,9 @@
 
 A clip and a text are compared by weighted max-pool late interaction at three levels: frames and words (entity),
 clusters of them by density peaks (action), clusters of clusters (event). At each level the Banzhaf interaction of every
-word with every frame says how much the pair adds to the similarity beyond what each adds alone. A small network predicts
-it, and its softmax is the target of the word-frame similarities. InfoNCE at each level trains both encoders, and the
-entity level teaches the two others.
+word with every frame says how much the pair adds to the similarity beyond what each adds alone. A small network
+predicts it, and its softmax is the target of the word-frame similarities. InfoNCE at each level trains both encoders,
+and the entity level teaches the two others.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class HBI(nn.Module):
         return value.view(batch, clips)
 
     def interaction_losses(self, level: int, text: Tensor, there: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """How far the predictor is from the interaction of matching pairs, and their similarities from the prediction."""
+        """How far the predictor is from the matching pairs' interaction, and their similarities from the prediction."""
         s = self.cosines(text, frames)
         row, column = self.levels[level].weights(text, there, frames)
         # With even weights the interaction of a perfect pair among strangers becomes 1, however many tokens there are.
