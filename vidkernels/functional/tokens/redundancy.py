@@ -56,7 +56,7 @@ def prune_redundant_tokens(
     name = "prune_redundant_tokens"
     if against not in ("before", "mean"):
         _check.fail(name, f"expected `against` 'before' or 'mean', got {against!r}.")
-    x, there = finite_tokens(name, x, mask)
+    x, there, _ = finite_tokens(name, x, mask)
     batch, length, _ = x.shape
     if not 0 <= protect <= keep <= length:
         _check.fail(name, "expected 0 <= `protect` <= `keep` <= number of tokens.", x=x, protect=protect, keep=keep)
@@ -74,7 +74,7 @@ def prune_redundant_tokens(
     if length == 0:
         value = x.new_zeros(batch, 0, dtype=wide)
     elif against == "before":
-        ranked = rows(x, order)
+        ranked = rows(x, order, backend)
         value = _nearest(ranked, ranked, 1, "cosine", "before", True, backend=backend)[1][:, :, 0]
     else:
         value = _cosine_with_mean(x.to(wide), there).gather(1, order)
