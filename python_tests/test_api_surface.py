@@ -72,6 +72,7 @@ def test_surface():
         "block_mask",
         "bone_transforms",
         "broadcast",
+        "code_sums",
         "composite",
         "contract",
         "decode_splats",

@@ -4,6 +4,7 @@ from vidkernels.functional.quantize.dirichlet import dirichlet_kl, dirichlet_sam
 from vidkernels.functional.quantize.fsq import FiniteScalarQuantized, fsq, fsq_codes
 from vidkernels.functional.quantize.vq import (
     VectorQuantized,
+    code_sums,
     ema_codebook,
     perplexity,
     straight_through,
@@ -13,6 +14,7 @@ from vidkernels.functional.quantize.vq import (
 __all__ = [
     "FiniteScalarQuantized",
     "VectorQuantized",
+    "code_sums",
     "dirichlet_kl",
     "dirichlet_sample",
     "ema_codebook",
