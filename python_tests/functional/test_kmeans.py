@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vidkernels.functional.clustering.collective import ordered_sum
+from vidkernels.functional.clustering._collective import ordered_sum
 from vidkernels.functional.clustering.hierarchical import hierarchical_assign, hierarchical_kmeans
 from vidkernels.functional.clustering.kmeans import kmeans
 from vidkernels.functional.clustering.minibatch import minibatch_kmeans

@@ -1,6 +1,5 @@
 """Nearest codes, k-means, balanced assignment and what is learned from it."""
 
-from vidkernels.functional.clustering.collective import all_reduce, broadcast, gather_rows, ordered_sum
 from vidkernels.functional.clustering.hierarchical import (
     HierarchicalKMeansResult,
     hierarchical_assign,
@@ -10,7 +9,6 @@ from vidkernels.functional.clustering.kmeans import KMeansResult, kmeans
 from vidkernels.functional.clustering.matching import linear_assignment
 from vidkernels.functional.clustering.minibatch import minibatch_kmeans
 from vidkernels.functional.clustering.nearest import nearest, nearest_code
-from vidkernels.functional.clustering.points import as_points, random_rows
 from vidkernels.functional.clustering.prototypes import sigma_loss, swapped_prediction_loss
 from vidkernels.functional.clustering.seeding import kmeans_plus_plus
 from vidkernels.functional.clustering.sinkhorn import sinkhorn, sinkhorn_assign
@@ -18,10 +16,6 @@ from vidkernels.functional.clustering.sinkhorn import sinkhorn, sinkhorn_assign
 __all__ = [
     "HierarchicalKMeansResult",
     "KMeansResult",
-    "all_reduce",
-    "as_points",
-    "broadcast",
-    "gather_rows",
     "hierarchical_assign",
     "hierarchical_kmeans",
     "kmeans",
@@ -30,8 +24,6 @@ __all__ = [
     "minibatch_kmeans",
     "nearest",
     "nearest_code",
-    "ordered_sum",
-    "random_rows",
     "sigma_loss",
     "sinkhorn",
     "sinkhorn_assign",

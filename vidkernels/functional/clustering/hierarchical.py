@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from vidkernels import _check
-from vidkernels.functional.clustering.collective import ordered_sum
+from vidkernels.functional.clustering._collective import ordered_sum
+from vidkernels.functional.clustering._points import as_points
 from vidkernels.functional.clustering.kmeans import assign, kmeans
-from vidkernels.functional.clustering.points import as_points
 
 __all__ = ["HierarchicalKMeansResult", "hierarchical_assign", "hierarchical_kmeans"]
 

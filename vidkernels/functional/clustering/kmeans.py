@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vidkernels import _check
-from vidkernels.functional.clustering.collective import all_reduce, broadcast, gather_rows, ordered_sum
+from vidkernels.functional.clustering._collective import all_reduce, broadcast, gather_rows, ordered_sum
+from vidkernels.functional.clustering._points import as_points, random_rows
 from vidkernels.functional.clustering.nearest import nearest
-from vidkernels.functional.clustering.points import as_points, random_rows
 from vidkernels.functional.clustering.seeding import kmeans_plus_plus
 from vidkernels.ops.cluster_sums.op import cluster_sums
 

@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vidkernels import _check
-from vidkernels.functional.clustering.collective import all_reduce, ordered_sum
+from vidkernels.functional.clustering._collective import all_reduce, ordered_sum
+from vidkernels.functional.clustering._points import as_points, random_rows
 from vidkernels.functional.clustering.kmeans import KMeansResult, assign, fill_empty, starting_centres
-from vidkernels.functional.clustering.points import as_points, random_rows
 from vidkernels.ops.cluster_sums.op import cluster_sums
 
 __all__ = ["minibatch_kmeans"]

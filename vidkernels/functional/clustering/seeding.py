@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from vidkernels import _check
+from vidkernels.functional.clustering._points import as_points, random_rows
 from vidkernels.functional.clustering.nearest import nearest
-from vidkernels.functional.clustering.points import as_points, random_rows
 
 __all__ = ["kmeans_plus_plus"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vidkernels import _check
-from vidkernels.functional.clustering.collective import ordered_sum
+from vidkernels.functional.clustering._collective import ordered_sum
 from vidkernels.functional.clustering.nearest import nearest_code
 from vidkernels.ops.cluster_sums.op import cluster_sums
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from vidkernels import _check
 from vidkernels.functional.clustering import hierarchical as tree
+from vidkernels.functional.clustering._points import as_points
 from vidkernels.functional.clustering.kmeans import assign, kmeans, starting_centres
 from vidkernels.functional.clustering.minibatch import minibatch_kmeans, minibatch_step
-from vidkernels.functional.clustering.points import as_points
 
 __all__ = ["HierarchicalKMeans", "KMeans"]
 

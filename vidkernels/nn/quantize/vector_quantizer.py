@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidkernels import _check
-from vidkernels.functional.clustering.collective import all_reduce, broadcast
+from vidkernels.functional.clustering._collective import all_reduce, broadcast
 from vidkernels.functional.clustering.kmeans import kmeans
 from vidkernels.functional.quantize.vq import VectorQuantized, code_sums, ema_codebook, perplexity, vector_quantize
 

@@ -8,8 +8,6 @@ from torch.nn import functional as F
 
 from vidkernels import _check
 
-__all__ = ["as_points", "random_rows"]
-
 
 def as_points(name: str, x: Tensor, metric: str) -> Tensor:
     """Points in the dtype that they are clustered in, finite, on the unit sphere for "cosine"."""

@@ -6,8 +6,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["all_reduce", "broadcast", "gather_rows", "ordered_sum"]
-
 _ROW = 1024
 
 
