@@ -30,6 +30,7 @@ def bipartite_soft_matching(
     threshold: float | None = None,
     cell: tuple[int, int] = (2, 2),
     generator: torch.Generator | None = None,
+    backend: str | None = None,
 ) -> MergePlan:
     """Choose the r pairs of tokens that are most alike, each pair from two sides of a split of the tokens.
 
@@ -54,6 +55,7 @@ def bipartite_soft_matching(
             out. `MergePlan.trim` cuts them off in eager code.
         cell: (sy, sx), for "cell".
         generator: for "cell", draws the destination of each cell, the same for the whole batch; None is the first.
+        backend: force one of vidkernels' backends for the search; None chooses.
     Returns:
         plan: N - r places (N with a threshold). Not differentiable: it is a choice.
     Raises:
@@ -95,13 +97,13 @@ def bipartite_soft_matching(
     metric = metric[:, protect:]
     if pairing == "alternate":
         first = protect % 2
-        similarity, target = _best_of_all(metric, slice(first, None, 2), slice(1 - first, None, 2))
+        similarity, target = _best_of_all(metric, slice(first, None, 2), slice(1 - first, None, 2), backend)
         is_source = torch.arange(protect, length, device=metric.device) % 2 == 0
     elif pairing == "cell":
         is_source = _all_but_one(grid, cell, generator, metric.device)
         order = is_source.int().argsort(stable=True)  # destinations, then sources; how many is known beforehand
         cells = grid[0] * (grid[1] // cell[0]) * (grid[2] // cell[1])
-        similarity, target = _best_of_all(metric, order[cells:], order[:cells])
+        similarity, target = _best_of_all(metric, order[cells:], order[:cells], backend)
     else:
         similarity, target, is_source = _best_neighbour(_unit(metric), grid, pairing)
     merging = _top(similarity, r)
@@ -222,10 +224,10 @@ def _unit(metric: torch.Tensor) -> torch.Tensor:
 
 
 def _best_of_all(
-    metric: torch.Tensor, sources: slice | torch.Tensor, destinations: slice | torch.Tensor
+    metric: torch.Tensor, sources: slice | torch.Tensor, destinations: slice | torch.Tensor, backend: str | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """For every token its best destination among all and how similar it is; -inf where it is no source."""
-    index, value = _nearest(metric[:, sources], metric[:, destinations], 1, "cosine", "all", True)
+    index, value = _nearest(metric[:, sources], metric[:, destinations], 1, "cosine", "all", True, backend=backend)
     similarity = value.new_full(metric.shape[:2], _NONE)
     target = torch.zeros(metric.shape[:2], dtype=torch.int64, device=metric.device)
     similarity[:, sources] = value[..., 0]

@@ -22,7 +22,7 @@ class DirichletFeature(NamedTuple):
         weights: [..., K], at least 0, adding up to 1.
         kl: [...], KL(Dir(alpha) || Dir(prior)) of each position.
     Example:
-        >>> DirichletCodebook(2, 4)(torch.zeros(3, 4)).kl.shape
+        >>> vk.nn.DirichletCodebook(2, 4)(torch.zeros(3, 4)).kl.shape
         torch.Size([3])
     """
 

@@ -88,6 +88,9 @@ class VectorQuantizer(nn.Module):
         vectors = self._vectors(x)
         flat = vectors.reshape(-1, self.dim)
         if self.training and not self._started:
+            if torch.compiler.is_compiling():  # k-means is no graph
+                hint = "call start(x) before compiling."
+                _check.fail("VectorQuantizer", "the codebook has not been started.", hint, RuntimeError, x=x)
             self.start(x, generator)
         codebook = F.normalize(self.codebook, dim=1) if self._normalises_codes else self.codebook
         quantized, index, loss = vector_quantize(
@@ -104,7 +107,6 @@ class VectorQuantizer(nn.Module):
         quantized = quantized.movedim(-1, 1) if self.channel_first else quantized
         return VectorQuantized(quantized, index.view(vectors.shape[:-1]), loss)
 
-    @torch.compiler.disable
     @torch.no_grad()
     def start(self, x: Tensor, generator: torch.Generator | None = None) -> None:
         """Set the codebook by k-means of these vectors; called by the first forward pass in training if asked for."""
