@@ -197,6 +197,8 @@ def _refusing(label: str) -> Iterator[None]:
 
 
 def _as_tuple(value: object) -> tuple:
+    if value is None:  # an op that changes its arguments in place
+        return ()
     return tuple(value) if isinstance(value, tuple | list) else (value,)
 
 

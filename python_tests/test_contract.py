@@ -1,13 +1,22 @@
 """What every op owes its callers, checked for every op, every named case and every backend that is here."""
 
 import os
+from functools import partial
 
 import pytest
 import torch
 
 from vidkernels import _backend, _native
 from vidkernels._case import ROUNDING
-from vidkernels.testing import all_cases, arguments, assert_close, assert_gradient_close, strided_copy, to_float64
+from vidkernels.testing import (
+    all_cases,
+    arguments,
+    assert_close,
+    assert_gradient_close,
+    results,
+    strided_copy,
+    to_float64,
+)
 
 CASES = all_cases()
 SMALL = [(op, case) for op, case in CASES if case.kind != "real"]
@@ -23,7 +32,7 @@ def tensors(value):
 
 def expectation(op, case, args):
     """Float64 for a tolerance, the same dtype for equal bits."""
-    return tensors(op.spec.reference(*(args if case.rtol is None else to_float64(args))))
+    return results(op, args if case.rtol is None else to_float64(args), op.spec.reference)
 
 
 def with_grad(op, case, args):
@@ -74,7 +83,7 @@ def test_backend_agrees_with_reference(op, case, backend):
         ran += 1
         expected = expectation(op, case, args)
         for variant in (args, tuple(map(strided_copy, args))):
-            actual = tensors(op(*variant, backend=backend))
+            actual = results(op, variant, partial(op, backend=backend))
             assert len(actual) == len(expected)
             for i, (a, e) in enumerate(zip(actual, expected)):
                 assert_close(
@@ -108,7 +117,7 @@ def test_real_sizes(op, case):
     for dtype in case.dtypes:
         args = arguments(case, dtype)
         if op.why_not("cpu", *args) is None:
-            for a, e in zip(tensors(op(*args, backend="cpu")), expectation(op, case, args), strict=True):
+            for a, e in zip(results(op, args, partial(op, backend="cpu")), expectation(op, case, args), strict=True):
                 assert_close(a, e, case.rtol and case.rtol[dtype], f"{op.name} {case.name} {dtype}")
 
 
@@ -123,7 +132,8 @@ def test_gpu_agrees_with_reference(op, case, backend):
         if op.why_not(backend, *on_gpu) is not None:
             continue
         ran += 1
-        for a, e in zip(tensors(op(*on_gpu, backend=backend)), expectation(op, case, args), strict=True):
+        got = results(op, on_gpu, partial(op, backend=backend))
+        for a, e in zip(got, expectation(op, case, args), strict=True):
             assert_close(a.cpu(), e, case.rtol and case.rtol[dtype], f"{op.name} {case.name} {backend} {dtype}")
         if case.grad and case.kind != "real":
             expected = backprop(op, case, with_grad(op, case, to_float64(args)), "reference")
@@ -170,7 +180,7 @@ def test_compiles_without_graph_break(op, case):
     args = arguments(case, case.dtypes[0])
     torch._dynamo.reset()
     compiled = torch.compile(lambda *a: op(*a), fullgraph=True, backend="aot_eager")
-    for a, e in zip(tensors(compiled(*args)), tensors(op(*args)), strict=True):
+    for a, e in zip(results(op, args, compiled), results(op, args), strict=True):
         assert torch.equal(a, e)
     if case.grad:
         expected = backprop(op, case, with_grad(op, case, args))
@@ -187,11 +197,10 @@ def test_compiles_with_inductor(op, case):
     args = with_grad(op, case, arguments(case, case.dtypes[0]))
     torch._dynamo.reset()
     compiled = torch.compile(lambda *a: op(*a), fullgraph=True)
-    outputs = compiled(*args)
-    for a, e in zip(tensors(outputs), tensors(op(*args)), strict=True):
+    for a, e in zip(results(op, args, compiled), results(op, args), strict=True):
         assert torch.equal(a, e)
     if case.grad:
-        sum(o.double().sum() for o in differentiable(outputs)).backward()
+        sum(o.double().sum() for o in differentiable(compiled(*args))).backward()
         assert all(a.grad is not None for n, a in zip(op.spec.arg_names, args) if n in case.grad and a is not None)
 
 
@@ -205,10 +214,10 @@ def test_exports(op, case):
             given = iter(given)
             return op(*(constants[n] if n in constants else next(given) for n in op.spec.arg_names))
 
-    inputs = tuple(tensors(args))
-    program = torch.export.export(Wrapped(), inputs)
+    program = torch.export.export(Wrapped(), tuple(tensors(args)))
     assert any(node.target is op.torch_op for node in program.graph.nodes)
-    for a, e in zip(tensors(program.module()(*inputs)), tensors(op(*args)), strict=True):
+    exported = program.module()
+    for a, e in zip(results(op, args, lambda *given: exported(*tensors(given))), results(op, args), strict=True):
         assert torch.equal(a, e)
 
 
@@ -242,8 +251,8 @@ def test_autocast_is_the_same_eager_and_compiled(op, case):
     args = arguments(case, case.dtypes[0])
     torch._dynamo.reset()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        eager = tensors(op(*args))
-        compiled = tensors(torch.compile(lambda *a: op(*a), fullgraph=True, backend="aot_eager")(*args))
+        eager = results(op, args)
+        compiled = results(op, args, torch.compile(lambda *a: op(*a), fullgraph=True, backend="aot_eager"))
     for a, e in zip(compiled, eager, strict=True):
         assert a.dtype == e.dtype
         assert torch.equal(a, e)
@@ -259,7 +268,7 @@ def test_same_bits_for_any_thread_count(op, case, one_and_two_threads):
         pytest.skip("torch's matrix product is inside")
     args = arguments(case, case.dtypes[0])
     need(op, "cpu", args)
-    for a, b in zip(*one_and_two_threads(lambda: tensors(op(*args))), strict=True):
+    for a, b in zip(*one_and_two_threads(lambda: results(op, args)), strict=True):
         assert torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
@@ -268,15 +277,15 @@ def test_same_bits_for_any_block_order(op, case):
     args = arguments(case, case.dtypes[0])
     need(op, "simt", args)
     simt = _native.module("_simt")
-    results = []
+    runs = []
     try:
         for seed in (0, 1, 7):
             simt.simt_configure(seed=seed)
-            results.append(tensors(op(*args, backend="simt")))
+            runs.append(results(op, args, partial(op, backend="simt")))
     finally:
         simt.simt_configure(seed=0)
-    for other in results[1:]:
-        for a, b in zip(results[0], other, strict=True):
+    for other in runs[1:]:
+        for a, b in zip(runs[0], other, strict=True):
             assert torch.equal(a.nan_to_num(), b.nan_to_num())
 
 

@@ -8,6 +8,7 @@ import torch
 
 import vidkernels as vk
 from vidkernels import _backend, _op
+from vidkernels.ops.adam_step.op import adam_step
 from vidkernels.ops.gather_tokens.op import gather_tokens
 
 
@@ -134,6 +135,44 @@ def test_schema_is_the_single_source_of_names():
     assert spec.arg_names == ("n", "maybe", "a", "mean", "mode")
     assert spec.first_tensor == 2
     assert str(gather_tokens.torch_op._schema).endswith("str? backend=None) -> Tensor")
+
+
+def test_schema_says_what_is_changed():
+    spec = _op.OpSpec("x", "(Tensor? a, Tensor(a!) b, Tensor c, Tensor(b!) d, int e) -> ()", None, None)
+    assert spec.arg_names == ("a", "b", "c", "d", "e")
+    assert (spec.first_tensor, spec.changed) == (1, (1, 3))
+    assert gather_tokens.spec.changed == ()
+    assert [a.alias_info.is_write for a in adam_step.torch_op._schema.arguments if a.alias_info] == [True] * 3
+
+
+def step_of(param):
+    return param, torch.ones(3), torch.zeros(3), torch.zeros(3), None, 0.5, 0.9, 0.999, 1e-8, 0.0, False, 1
+
+
+@pytest.mark.parametrize("road", ["short", "dispatcher", "reference", "compiled"])
+def test_a_change_in_place_is_seen_by_graphs_that_saved_the_tensor(road):
+    call = {
+        "short": adam_step,
+        "dispatcher": lambda *a: adam_step.torch_op(*a, None),
+        "reference": lambda *a: adam_step(*a, backend="reference"),
+        "compiled": torch.compile(lambda *a: adam_step(*a), fullgraph=True, backend="aot_eager"),
+    }[road]
+    leaf = torch.zeros(3, requires_grad=True)
+    loss = leaf.exp().mul(leaf).sum()
+    with torch.no_grad():
+        call(*step_of(leaf))
+    assert torch.allclose(leaf, torch.full((3,), -0.5))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_an_op_that_changes_its_arguments_has_no_derivative():
+    leaf = torch.zeros(3, requires_grad=True)
+    with pytest.raises(RuntimeError, match=r"adam_step: changes its arguments in place; call it under torch\.no_grad"):
+        adam_step(*step_of(leaf))
+    with pytest.raises(RuntimeError, match=r"torch\.func cannot follow"):
+        torch.vmap(lambda p: adam_step(*step_of(p)))(torch.zeros(2, 3))
+    assert leaf.abs().max() == 0
 
 
 WITHOUT_NATIVE = """

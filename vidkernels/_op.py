@@ -10,6 +10,8 @@ a callable with two roads to the same kernel:
 The second road exists because register_autograd ops fail under torch.func.grad (torch 2.13), the third because most
 calls need none of the machinery. Private torch names used here are covered by python_tests/test_op.py.
 
+An op may change tensors in place, marked `Tensor(a!)` in its schema; it then returns nothing and has no derivative.
+
 Every schema gets a last argument `str? backend=None`, so that a forced backend survives compilation and reaches the
 backward pass.
 """
@@ -43,7 +45,7 @@ class OpSpec:
 
     name: torch.ops.vidkernels.<name>; native kernels are called <name>_cpu and <name>_cuda.
     schema: torch schema without the name and without `backend`, e.g. "(Tensor tokens, Tensor index) -> Tensor".
-        The first plain `Tensor` (not `Tensor?`) decides the device; every op has one.
+        The first plain `Tensor` (not `Tensor?`) decides the device; every op has one. `Tensor(a!)` is changed in place.
     reference: plain torch, the oracle; works on every device and dtype.
     fake: the same signature, returns empty outputs of the right shape and dtype.
     native: native(kernel, *args) allocates outputs, calls `kernel(...)` and returns them; one function serves cpu,
@@ -73,12 +75,14 @@ class OpSpec:
     batched: tuple[str, ...] = ()
     arg_names: tuple[str, ...] = field(init=False)
     first_tensor: int = field(init=False)
+    changed: tuple[int, ...] = field(init=False)
 
     def __post_init__(self):
         arguments = [a.strip() for a in self.schema[1 : self.schema.rindex(") ->")].split(", ") if a.strip()]
         object.__setattr__(self, "arg_names", tuple(a.split("=")[0].split()[-1] for a in arguments))
-        tensors = [i for i, a in enumerate(arguments) if a.startswith("Tensor ")]
+        tensors = [i for i, a in enumerate(arguments) if a.startswith(("Tensor ", "Tensor("))]
         object.__setattr__(self, "first_tensor", tensors[0])
+        object.__setattr__(self, "changed", tuple(i for i in tensors if "!" in arguments[i].split()[0]))
 
 
 class Op:
@@ -104,7 +108,8 @@ class Op:
             torch.library.register_autograd(
                 f"vidkernels::{spec.name}", self._backward, setup_context=self._setup_context, lib=_library
             )
-        torch.library.register_vmap(f"vidkernels::{spec.name}", self._vmap, lib=_library)
+        if not spec.changed:
+            torch.library.register_vmap(f"vidkernels::{spec.name}", self._vmap, lib=_library)
         if spec.autocast is not None:
             for device in ("cpu", "cuda"):
                 _library.impl(spec.name, self._autocast_kernel(device), f"Autocast{device.upper()}")
@@ -118,6 +123,8 @@ class Op:
         if _is_compiling():
             return self.torch_op(*args, backend)
         if peek_interpreter_stack() is not None:
+            if self.spec.changed:
+                raise RuntimeError(f"{self.name}: changes its arguments in place; torch.func cannot follow that.")
             return self._functorch_function.apply(*args, _backend.checked(backend))
         wants_grad = False
         for a in args:
@@ -134,12 +141,16 @@ class Op:
             if _autocast_enabled(device):
                 args = self._autocast_cast(args, device)
         if wants_grad and _grad_enabled():
+            if self.spec.changed:
+                raise RuntimeError(f"{self.name}: changes its arguments in place; call it under torch.no_grad().")
             return self._apply_plain(*args, _backend.checked(backend))
         return self.run(args, backend)
 
     def run(self, args: tuple, name: str | None):
         """Pick the backend for these arguments and run it. Below autograd: nothing is recorded."""
         spec = self.spec
+        if spec.changed:  # a graph that saved one of them must notice
+            torch.autograd.graph.increment_version([args[i] for i in spec.changed])
         if name is None:
             tensor = args[spec.first_tensor]
             kernel = self._native_cpu if tensor.is_cpu else self._native_cuda if tensor.is_cuda else None

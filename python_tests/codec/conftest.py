@@ -1,5 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
+
+from vidkernels.codec import gaussian
+from vidkernels.data import write_video
 
 
 @pytest.fixture
@@ -15,3 +20,31 @@ def moving_clip(generator):
         return clip.round().clamp(0, 255).to(torch.uint8)
 
     return make
+
+
+@pytest.fixture
+def source(tmp_path, moving_clip):
+    """make(frames, height, width): a losslessly coded clip, and the frames that are in it."""
+
+    def make(frames=5, height=48, width=64, grey=False, name="in.mkv", **more):
+        clip = moving_clip(frames, height, width)
+        clip = clip[..., :1].expand_as(clip).contiguous() if grey else clip
+        path = tmp_path / name
+        write_video(path, clip, fps=10, codec="libx264rgb", crf=0, **more)
+        return path, clip
+
+    return make
+
+
+@pytest.fixture
+def little_work(monkeypatch):
+    """A tenth of the steps: what is tested here does not depend on how good the pictures are."""
+    monkeypatch.setattr(gaussian, "_plan", _small_plan(gaussian._plan))
+
+
+def _small_plan(plan):
+    def small(clip, grid, goal, gop):
+        whole = plan(clip, grid, goal, gop)
+        return replace(whole, key_steps=min(whole.key_steps, 24), steps=min(whole.steps, 6))
+
+    return small

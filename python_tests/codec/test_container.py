@@ -1,6 +1,5 @@
 """The `.vkv` container: what goes in comes out, from anywhere in the file, and nothing else is accepted."""
 
-import importlib.util
 import json
 import mmap
 import os
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from codec import vkv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,10 +33,6 @@ from vidkernels.codec import (
     read_audio,
 )
 from vidkernels.codec import layout as L
-
-_spec = importlib.util.spec_from_file_location("vkv_tests_file", Path(__file__).with_name("vkv.py"))
-vkv = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(vkv)
 
 
 @pytest.fixture

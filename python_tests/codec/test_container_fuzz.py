@@ -1,6 +1,5 @@
 """Files changed at random: read correctly or refused in words, never a crash, a hang or a heap full of nothing."""
 
-import importlib.util
 import resource
 import struct
 import tempfile
@@ -12,13 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from codec import vkv
 
 from vidkernels.codec import Audio, ContainerReader, ContainerWriter, DamagedFileError, UnsupportedFileError
 from vidkernels.codec import layout as L
-
-_spec = importlib.util.spec_from_file_location("vkv_fuzz_file", Path(__file__).with_name("vkv.py"))
-vkv = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(vkv)
 
 SECONDS = 0.5  # of processor time for one file; a sound one takes about a millisecond
 MEMORY = 4 << 20

@@ -1,88 +1,28 @@
-"""The Gaussian codec from a video file to a `.vkv` file and back: goals, exactness, interruption, damage."""
+"""The Gaussian codec from a video file to a `.vkv` file and back: goals, exactness, damage."""
 
 import itertools
-import json
 import os
-import signal
-import subprocess
-import sys
-from dataclasses import replace
+import threading
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from codec.fits import fit, psnr, whole
 
 from vidkernels import _native
 from vidkernels.codec import ContainerWriter, Header, frame_hash, gaussian, layout
 from vidkernels.codec import open as open_vkv
 from vidkernels.codec.errors import DamagedFileError
-from vidkernels.codec.protocol import Goal, Source, state_path
-from vidkernels.data import write_video
+from vidkernels.codec.protocol import Goal, state_path
 
 pytest.importorskip("av")
 pytest.importorskip("safetensors")
-pytestmark = pytest.mark.skipif(_native._C is None, reason="needs the compiled module")
-ROOT = Path(__file__).parents[2]
+pytestmark = [
+    pytest.mark.skipif(_native._C is None, reason="needs the compiled module"),
+    pytest.mark.usefixtures("little_work"),
+]
 _PLAN = gaussian._plan
-
-
-@pytest.fixture
-def source(tmp_path, moving_clip):
-    """make(frames, height, width): a losslessly coded clip, and the frames that are in it."""
-
-    def make(frames=5, height=48, width=64, grey=False, name="in.mkv", **more):
-        clip = moving_clip(frames, height, width)
-        clip = clip[..., :1].expand_as(clip).contiguous() if grey else clip
-        path = tmp_path / name
-        write_video(path, clip, fps=10, codec="libx264rgb", crf=0, **more)
-        return path, clip
-
-    return make
-
-
-@pytest.fixture(autouse=True)
-def little_work(monkeypatch):
-    """A tenth of the steps: what is tested here does not depend on how good the pictures are."""
-    monkeypatch.setattr(gaussian, "_plan", _small_plan(gaussian._plan))
-
-
-def _small_plan(plan):
-    def small(clip, grid, goal, gop):
-        whole = plan(clip, grid, goal, gop)
-        return replace(whole, key_steps=min(whole.key_steps, 24), steps=min(whole.steps, 6))
-
-    return small
-
-
-def run(work):
-    """All that a fit reports, and what it returns."""
-    reports = []
-    while True:
-        try:
-            reports.append(next(work))
-        except StopIteration as end:
-            return reports, end.value
-
-
-def fit(path, out, goal=None, gop=None, **cut):
-    return run(gaussian.fit(Source(path, **cut), out, goal or Goal(psnr=30.0), gop=gop))
-
-
-def psnr(a, b):
-    return 10 * np.log10(255**2 / float((a.float() - b.float()).square().mean()))
-
-
-def whole(out, frames):
-    """The file says what its encoder saw, in every frame."""
-    with open_vkv(out) as video:
-        report = video.verify()
-        assert report.profile == "exact"
-        assert report.ok
-        assert report.mismatches == ()
-        assert report.frames == report.checked_frames == report.hashed_frames == len(video) == frames
-        return torch.stack(list(video))
 
 
 @pytest.mark.parametrize(
@@ -217,108 +157,6 @@ def test_audio_goes_along_with_the_whole_clip_only(source, tmp_path):
         assert cut.audio is None
 
 
-# ---- interruption
-
-
-@pytest.mark.parametrize("goal", [Goal(bytes=4000), Goal(psnr=33.0)], ids=["bytes", "psnr"])
-def test_closed_at_any_frame_and_resumed_it_writes_the_same_bytes(source, tmp_path, goal):
-    path, _ = source(frames=5)
-    fit(path, tmp_path / "whole.vkv", goal, gop=2)
-    expected = (tmp_path / "whole.vkv").read_bytes()
-    for stop in range(6):
-        out = tmp_path / f"o{stop}.vkv"
-        work = gaussian.fit(Source(path), out, goal, gop=2)
-        for _ in range(stop):
-            next(work)
-        work.close()
-        if stop == 0:
-            assert not state_path(out).exists()  # it had not begun
-            continue
-        assert state_path(out).exists()
-        assert not out.exists()
-        reports, returned = run(gaussian.resume(state_path(out)))
-        assert returned.path == path
-        assert reports[-1].done == 5
-        assert out.read_bytes() == expected, f"closed after {stop} frames"
-        assert not state_path(out).exists()
-
-
-def test_interrupted_again_and_again(source, tmp_path):
-    path, _ = source(frames=6)
-    fit(path, tmp_path / "whole.vkv", gop=4)
-    out = tmp_path / "o.vkv"
-    work = gaussian.fit(Source(path), out, Goal(psnr=30.0), gop=4)
-    elapsed = []
-    for _ in range(6):
-        elapsed.append(next(work).elapsed)
-        work.close()
-        work = gaussian.resume(state_path(out))
-    run(work)
-    assert elapsed == sorted(elapsed)
-    assert out.read_bytes() == (tmp_path / "whole.vkv").read_bytes()
-
-
-@pytest.mark.parametrize("name", ["fit_change", "encode_change", "frame_hash", "fit_key", "encode_key"])
-def test_interrupted_inside_a_frame(source, tmp_path, monkeypatch, name):
-    """Ctrl-C does not wait for a frame to end."""
-    path, _ = source(frames=5)
-    fit(path, tmp_path / "whole.vkv", gop=3)
-    out, calls, real = tmp_path / "o.vkv", [], getattr(gaussian, name)
-
-    def interrupted(*args):
-        calls.append(0)
-        result = real(*args)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return result
-
-    with monkeypatch.context() as patch:
-        patch.setattr(gaussian, name, interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            fit(path, out, gop=3)
-    run(gaussian.resume(state_path(out)))
-    assert out.read_bytes() == (tmp_path / "whole.vkv").read_bytes()
-
-
-def test_interrupted_while_the_file_is_written(source, tmp_path, monkeypatch):
-    path, _ = source(frames=3)
-    fit(path, tmp_path / "whole.vkv")
-    out = tmp_path / "o.vkv"
-    with monkeypatch.context() as patch:
-        patch.setattr(gaussian, "read_audio", lambda path: (_ for _ in ()).throw(OSError("disk")))
-        with pytest.raises(OSError, match="disk"):
-            fit(path, out)
-    assert not out.exists()
-    run(gaussian.resume(state_path(out)))
-    assert out.read_bytes() == (tmp_path / "whole.vkv").read_bytes()
-
-
-def test_killed_and_resumed(source, tmp_path):
-    path, _ = source(frames=5)
-    program = (
-        "import sys\nfrom vidkernels.codec import gaussian\nfrom vidkernels.codec.protocol import Goal, Source\n"
-        "gaussian._SAVE_EVERY = 0.0\n"
-        "from dataclasses import replace\nplan = gaussian._plan\n"
-        "gaussian._plan = lambda *a: replace(plan(*a), key_steps=24, steps=6)\n"
-        "for report in gaussian.fit(Source(sys.argv[1]), sys.argv[2], Goal(bytes=4000), gop=3):\n"
-        "    print(report.done, flush=True)\n"
-    )
-    fit(path, tmp_path / "whole.vkv", Goal(bytes=4000), gop=3)
-    out = tmp_path / "o.vkv"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    child = subprocess.Popen(
-        [sys.executable, "-c", program, str(path), str(out)], stdout=subprocess.PIPE, text=True, env=environment
-    )
-    while child.stdout.readline().strip() != "2":
-        assert child.poll() is None
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    child.stdout.close()
-    if state_path(out).exists():  # unless it was quicker than the signal
-        run(gaussian.resume(state_path(out)))
-    assert out.read_bytes() == (tmp_path / "whole.vkv").read_bytes()
-
-
 # ---- refused
 
 
@@ -330,49 +168,6 @@ def test_a_source_that_cannot_be_read(tmp_path, source):
         fit(path, tmp_path / "o.vkv", start=5.0, end=6.0)
     assert not (tmp_path / "o.vkv").exists()
     assert not state_path(tmp_path / "o.vkv").exists()
-
-
-def _stopped(path, out):
-    work = gaussian.fit(Source(path), out, Goal(psnr=30.0), gop=3)
-    next(work), next(work)
-    work.close()
-    return state_path(out)
-
-
-def test_a_damaged_state_is_refused(source, tmp_path):
-    path, _ = source()
-    state = _stopped(path, tmp_path / "o.vkv")
-    data = state.read_bytes()
-    for damage in (b"", data[:7], data[: len(data) // 2], data[:-1], b"\xff" * len(data), b"{}" + data):
-        state.write_bytes(damage)
-        with pytest.raises(ValueError, match="resume"):
-            run(gaussian.resume(state))
-    from safetensors.numpy import load, save
-
-    arrays = load(data)
-    size = int.from_bytes(data[:8], "little")
-    facts = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["facts"])
-    for key in facts:
-        if key not in ("start", "end", "size", "out"):
-            state.write_bytes(save(arrays, {"facts": json.dumps({k: v for k, v in facts.items() if k != key})}))
-            with pytest.raises(ValueError, match="resume"):
-                run(gaussian.resume(state))
-    state.write_bytes(save(arrays, {"facts": json.dumps({**facts, "version": 2})}))
-    with pytest.raises(ValueError, match="version 2"):
-        run(gaussian.resume(state))
-    for name in ("mean", "variance", "coded", "lengths", "hashes"):
-        state.write_bytes(save({k: v for k, v in arrays.items() if k != name}, {"facts": json.dumps(facts)}))
-        with pytest.raises(ValueError, match="resume"):
-            run(gaussian.resume(state))
-
-
-def test_a_state_without_its_source_is_refused_and_kept(source, tmp_path):
-    path, _ = source()
-    state = _stopped(path, tmp_path / "o.vkv")
-    path.rename(tmp_path / "elsewhere.mkv")
-    with pytest.raises((ValueError, OSError), match=r"in\.mkv"):
-        run(gaussian.resume(state))
-    assert state.exists()
 
 
 def test_a_file_of_another_model_or_a_wrong_config_is_refused(tmp_path):
@@ -470,3 +265,32 @@ def test_a_wrong_hash_is_found(source, tmp_path):
         report = video.verify()
     assert report.mismatches == (1,)
     assert not report.ok
+
+
+def test_between_two_frames(source, tmp_path):
+    """Half way between two frames the Gaussians are half way; the clock is the file's own, wherever it begins."""
+    path, _ = source(frames=5)
+    fit(path, tmp_path / "o.vkv")
+    with open_vkv(tmp_path / "o.vkv") as video:
+        middle = (video.gaussians(2) + video.gaussians(3)) / 2
+        assert torch.equal(video.at(0.25), video.grid.draw(middle))
+        assert torch.equal(video.at(0.5), video[4])  # the end shows the last frame
+        header = video.reader.header
+        with ContainerWriter(tmp_path / "late.vkv", header) as writer:
+            late = [p + 70 for p in video.reader.pts(0)]
+            writer.add_gop(0, late, {0: bytes(video.reader.read(0))}, list(video.reader.hashes(0)))
+        with open_vkv(tmp_path / "late.vkv") as other:
+            assert torch.equal(other.at(0.25), video.at(0.25))
+            assert torch.equal(other.at(0.0), video[0])
+
+
+def test_iterating_and_asking_at_the_same_time(source, tmp_path):
+    path, _ = source(frames=6)
+    fit(path, tmp_path / "o.vkv", gop=2)
+    with open_vkv(tmp_path / "o.vkv") as video:
+        frames = whole(tmp_path / "o.vkv", 6)
+        for i, frame in enumerate(video):
+            assert torch.equal(frame, frames[i])
+            assert torch.equal(video[5 - i], frames[5 - i])
+        next(iter(video))  # leaving early leaves no thread behind
+    assert not any(t.name.startswith("vidkernels-decode") for t in threading.enumerate())

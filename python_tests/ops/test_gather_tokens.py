@@ -41,6 +41,15 @@ def test_backward_is_the_adjoint(sizes, seed):
     torch.testing.assert_close(left, right, rtol=1e-10, atol=1e-9)
 
 
+def test_a_large_output_is_written_past_the_caches(generator):
+    """From 32 MB on, as when merged tokens are put back."""
+    tokens = torch.randn(2, 5000, 768, generator=generator)
+    index = torch.randint(0, 5000, (2, 6000), generator=generator, dtype=torch.int32)
+    out = gather_tokens(tokens, index, backend="cpu")
+    assert out.nbytes >= 32 << 20
+    assert torch.equal(out, gather_tokens(tokens, index, backend="reference"))
+
+
 @pytest.mark.parametrize("bad", [-1, 3, 2**31 - 1])
 def test_index_outside_is_refused_with_its_place(bad):
     index = torch.tensor([[0, 2], [1, bad]], dtype=torch.int32)

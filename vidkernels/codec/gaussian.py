@@ -8,6 +8,7 @@ to the same bytes.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -43,6 +44,7 @@ class _Clip:
 
     def __init__(self, source: Source):
         self.source = source
+        self.fingerprint = _fingerprint(source.path)
         self.numbers: range = range(0)
 
         def first(count):
@@ -68,6 +70,7 @@ class _Clip:
 def fit(source: Source, out: Path, goal: Goal, *, gop: int | None) -> Generator[Progress, None, Source]:
     """Fit `source` and write `out`; see protocol.py."""
     began = time.monotonic()
+    _safetensors("fit")  # asked now, not when the first state is saved
     out = Path(out)
     clip = _Clip(Source(Path(os.path.abspath(source.path)), source.start, source.end, source.size))
     gop = min(gop or _GOP, len(clip))
@@ -232,11 +235,11 @@ class _Run:
     # ---- the state file: safetensors, whole or not at all
 
     def save(self) -> None:
-        from safetensors.numpy import save
-
+        save = _safetensors("fit").numpy.save
         source = self.clip.source
         facts = {
             "version": 1, "path": str(source.path), "start": source.start, "end": source.end, "size": source.size,
+            "fingerprint": self.clip.fingerprint,
             "out": str(self.out), "gop": self.gop, "plan": asdict(self.plan), "quanta_log2": self.grid.quanta_log2,
             "spent": time.monotonic() - self.began, "squares": self.squares, "bytes": self.bytes,
             "gops": [{"first": g["first"], "seconds": g["seconds"]} for g in self.gops],
@@ -262,10 +265,9 @@ class _Run:
 
     @classmethod
     def load(cls, path: Path, began: float) -> _Run:
-        from safetensors import SafetensorError, safe_open
-
+        safetensors = _safetensors("resume")
         try:
-            with safe_open(str(path), "np") as file:
+            with safetensors.safe_open(str(path), "np") as file:
                 facts = json.loads((file.metadata() or {})["facts"])
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             if facts["version"] != 1:
@@ -275,6 +277,8 @@ class _Run:
                 Path(facts["path"]), facts["start"], facts["end"], tuple(size) if type(size) is list else size
             )
             clip = _Clip(source)
+            if clip.fingerprint != facts["fingerprint"]:
+                raise ValueError(f"{source.path} is no longer the file that the fit began with")
             grid = Grid(*clip.size, tuple(facts["quanta_log2"]))
             out = path.with_suffix("")
             run = cls(clip, out, grid, facts["gop"], Plan(**facts["plan"]), began, facts["spent"])
@@ -289,11 +293,33 @@ class _Run:
                 run.moments = Moments(mean, variance, facts["moment_steps"])
                 a = run.frames
                 run.change = a[-1] - a[-2] if len(a) > 1 else np.zeros_like(a[-1])
-        except (KeyError, TypeError, ValueError, SafetensorError) as error:
+        except (KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
             if isinstance(error, ValueError) and "\n" in str(error):
                 raise
             _check.fail("resume", f"{path} is not a state that can be resumed: {error}.")
         return run
+
+
+def _safetensors(doing: str):
+    try:
+        import safetensors
+        import safetensors.numpy
+    except ImportError as error:
+        _check.fail(
+            doing, f"the state of a fit needs safetensors: {error}.", "pip install 'vidkernels[codec]'.", ImportError
+        )
+    return safetensors
+
+
+def _fingerprint(path: Path) -> str:
+    """Of a file's length and its two ends, which hold what a container says about all of it."""
+    end = 1 << 20
+    with open(path, "rb") as file:
+        digest = hashlib.blake2b(file.read(end), digest_size=16)
+        length = file.seek(0, os.SEEK_END)
+        file.seek(max(0, length - end))
+        digest.update(file.read(end))
+    return f"{length}:{digest.hexdigest()}"
 
 
 def _cut(array: np.ndarray, sizes: int | list[int]) -> list[bytes]:

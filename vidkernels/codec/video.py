@@ -6,7 +6,9 @@ import os
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from threading import Lock
 
 import torch
 
@@ -79,6 +81,7 @@ class GaussianFile:
         self.size = (reader.header.height, reader.header.width)
         self.bytes = reader.end
         self._gops: OrderedDict[int, _Stretch] = OrderedDict()
+        self._lock = Lock()  # iterating decodes ahead on a thread of its own
         try:
             self.grid = Grid.from_config(reader.header.config, self.size)
         except ValueError as error:
@@ -104,16 +107,26 @@ class GaussianFile:
     def __getitem__(self, key: int | slice) -> torch.Tensor:
         if isinstance(key, slice):
             chosen = range(*key.indices(len(self)))
-            return (
-                torch.stack([self[i] for i in chosen]) if chosen else torch.empty(0, *self.size, 3, dtype=torch.uint8)
-            )
+            if not chosen:
+                return torch.empty(0, *self.size, 3, dtype=torch.uint8)
+            return torch.stack(list(self._in_order(chosen)))
         if not -len(self) <= key < len(self):
             raise IndexError(f"frame {key} of a video of {len(self)}")
         return self.grid.draw(self.gaussians(key % len(self)))
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        for i in range(len(self)):
-            yield self[i]
+        """The frames in order: while one is drawn, the numbers of the next are decoded."""
+        if len(self):
+            yield from self._in_order(range(len(self)))
+
+    def _in_order(self, numbers: range) -> Iterator[torch.Tensor]:
+        with ThreadPoolExecutor(1, "vidkernels-decode") as ahead:
+            coming = ahead.submit(self.gaussians, numbers[0])
+            for following in [*numbers[1:], None]:
+                now = coming.result()
+                if following is not None:
+                    coming = ahead.submit(self.gaussians, following)
+                yield self.grid.draw(now)
 
     def at(self, seconds: float, size: tuple[int, int] | None = None) -> torch.Tensor:
         """The picture [H, W, 3] at a time from the first frame on, at any size (height, width): between two frames of a
@@ -137,13 +150,14 @@ class GaussianFile:
         """[N, 8] float32 of a frame: x, y, l11, l21, l22 in pixels, Y, Co, Cg. Row i is the same Gaussian throughout a
         GOP."""
         gop = self.reader.gop_of_frame(frame)
-        if gop.number not in self._gops:
-            data = self.reader.read(gop)
-            self._gops[gop.number] = _Stretch(lambda: self._decoded(gop, data))
-            while len(self._gops) > _KEPT_GOPS:
-                self._gops.popitem(last=False)
-        self._gops.move_to_end(gop.number)
-        return self._gops[gop.number][frame - gop.first_frame]
+        with self._lock:
+            if gop.number not in self._gops:
+                data = self.reader.read(gop)
+                self._gops[gop.number] = _Stretch(lambda: self._decoded(gop, data))
+                while len(self._gops) > _KEPT_GOPS:
+                    self._gops.popitem(last=False)
+            self._gops.move_to_end(gop.number)
+            return self._gops[gop.number][frame - gop.first_frame]
 
     def _decoded(self, gop: Gop, data: memoryview) -> Iterator[torch.Tensor]:
         try:

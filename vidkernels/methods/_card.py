@@ -15,6 +15,7 @@ FAMILIES = (
     "nerv",
     "splatting",
     "codec",
+    "tokens",
 )
 FIDELITIES = ("exact", "simplified", "partial")
 _ARXIV = re.compile(r"\d{4}\.\d{4,5}")

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vidkernels.functional.tokens.attention import proportional_attention
+from vidkernels.nn.tokens.merging import TokenMerging
+
 # The papers' code uses 1e-6 where torch's default is 1e-5; the difference shows in equality tests.
 _NORM_EPS = 1e-6
 # Tokens up to which bfloat16 attention on a CPU is faster written out than fused.
@@ -52,7 +55,10 @@ class VideoViTConfig:
 
 
 class _Block(nn.Module):
-    """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)). [B, N, D] -> [B, N, D]."""
+    """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)). [B, N, D] -> [B, N, D].
+
+    Tokens merge between the two where a TokenMerging is given, and come out fewer.
+    """
 
     def __init__(self, config: VideoViTConfig):
         super().__init__()
@@ -65,25 +71,32 @@ class _Block(nn.Module):
         self.up = nn.Linear(width, hidden)
         self.down = nn.Linear(hidden, width)
 
-    def attention(self, x: Tensor) -> Tensor:
+    def attention(self, x: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The branch and its keys [B, heads, N, D / heads]; `size` as in proportional_attention."""
         batch, length, width = x.shape
         qkv = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, N, D / heads]
-        out = _attend(query, key, value)
-        return self.proj(out.transpose(1, 2).reshape(batch, length, width))
+        out = _attend(query, key, value, size)
+        return self.proj(out.transpose(1, 2).reshape(batch, length, width)), key
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.norm1(x))
+    def forward(self, x: Tensor, merging: TokenMerging | None = None, layer: int = 0) -> Tensor:
+        size = merging.size(layer) if merging is not None and merging.proportional else None
+        branch, key = self.attention(self.norm1(x), size)
+        x = x + branch
+        if merging is not None:
+            x = merging(x, key.mean(1), layer)
         return x + self.down(F.gelu(self.up(self.norm2(x))))
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(query key^T / sqrt(d)) value, each [B, heads, N, d]."""
+def _attend(query: Tensor, key: Tensor, value: Tensor, size: Tensor | None) -> Tensor:
+    """softmax(query key^T / sqrt(d) + log(size)) value, each [B, heads, N, d]; no size is 1 everywhere."""
     if query.device.type == "cpu" and query.dtype is torch.bfloat16 and query.shape[2] <= _SHORT:
         # torch's fused backward is several times slower here than the matrices written out.
         weight = (query * query.shape[3] ** -0.5) @ key.transpose(2, 3)
-        return weight.softmax(dim=3) @ value
-    return F.scaled_dot_product_attention(query, key, value)
+        if size is not None:
+            weight = weight.float() + size.log()[:, None, None, :]
+        return weight.softmax(dim=3).to(value.dtype) @ value
+    return proportional_attention(query, key, value, size)
 
 
 def _init_linear(module: nn.Module) -> None:
@@ -98,25 +111,31 @@ class VideoViTEncoder(nn.Module):
     """Transformer encoder over already embedded tokens: `depth` pre-norm blocks and a final LayerNorm.
 
     Args:     config: size of the stack.
-    Shape:    tokens [B, Nv, D] with the positions already added -> [B, Nv, D]. Any Nv.
+              merging: nn.TokenMerging(r, depth) lets tokens merge on the way; also settable later as `merging`.
+    Shape:    tokens [B, Nv, D] with the positions already added -> [B, Nv, D]. Any Nv. With `merging`, as many tokens
+              as it leaves; `merging.unmerge(tokens)` gives all of them back.
     Source:   Dosovitskiy et al. 2020, arXiv 2010.11929; differs: no class token, no head.
     Example:
         >>> import torch
         >>> encoder = VideoViTEncoder(VideoViTConfig.tiny())
         >>> encoder(torch.zeros(2, 10, 64)).shape
         torch.Size([2, 10, 64])
+        >>> encoder.merging = TokenMerging(0.5, depth=2)
+        >>> encoder(torch.randn(2, 10, 64)).shape
+        torch.Size([2, 5, 64])
     """
 
-    def __init__(self, config: VideoViTConfig):
+    def __init__(self, config: VideoViTConfig, merging: TokenMerging | None = None):
         super().__init__()
         self.config = config
+        self.merging = merging
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=_NORM_EPS)
         self.apply(_init_linear)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        for block in self.blocks:
-            tokens = block(tokens)
+        for layer, block in enumerate(self.blocks):
+            tokens = block(tokens, self.merging, layer)
         return self.norm(tokens)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Callable
 
 import torch
 
@@ -43,3 +44,21 @@ def strided_copy(value: object) -> object:
     view = wide[..., ::2]
     view.copy_(value)
     return view
+
+
+def results(op: Op, args: tuple, call: Callable | None = None) -> list[torch.Tensor]:
+    """The tensors that an op returns, and copies of those that it changes in place; `args` stay as they are.
+
+    Args:
+        op: which arguments it changes.
+        args: its arguments.
+        call: called with the arguments; None: the op.
+    """
+    args = tuple(_copy(a) if i in op.spec.changed else a for i, a in enumerate(args))
+    returned = (call or op)(*args)
+    returned = returned if isinstance(returned, tuple | list) else [returned]
+    return [r for r in returned if isinstance(r, torch.Tensor)] + [args[i] for i in op.spec.changed]
+
+
+def _copy(value: torch.Tensor) -> torch.Tensor:
+    return value.clone() if value.is_contiguous() else strided_copy(value)

@@ -44,7 +44,10 @@ DecodeSplats arguments(int device, const Tensor& means, const Tensor& cholesky, 
 void decode_cpu(const Tensor& means, const Tensor& cholesky, const Tensor& colors, const Tensor& background,
                 const Tensor& out, const Tensor& records, double pixel_center) {
   DecodeSplats a = arguments(kDLCPU, means, cholesky, colors, background, out, records, pixel_center);
-  VK_CPU_CALL(decode_splats, a);
+  {
+    const py::gil_scoped_release release;  // the next frame's numbers are decoded meanwhile
+    VK_CPU_CALL(decode_splats, a);
+  }
   if (a.no_memory) throw std::bad_alloc();
 }
 #endif

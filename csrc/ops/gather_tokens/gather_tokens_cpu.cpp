@@ -72,9 +72,16 @@ void gather_tokens(GatherTokens& a) {
   if (a.bad >= 0) return;
   const char* tokens = static_cast<const char*>(a.tokens);
   char* out = static_cast<char*>(a.out);
+  const bool stream = worth_streaming(out, a.row_bytes, a.batch * a.count);
   parallel_for(a.batch * a.count, 1 + 65536 / (a.row_bytes + 1), [&](int64_t i0, int64_t i1) {
-    for (int64_t i = i0; i < i1; ++i)
-      std::memcpy(out + i * a.row_bytes, tokens + (i / a.count * a.length + a.index[i]) * a.row_bytes, a.row_bytes);
+    for (int64_t i = i0; i < i1; ++i) {
+      const char* row = tokens + (i / a.count * a.length + a.index[i]) * a.row_bytes;
+      if (stream)
+        stream_row(out + i * a.row_bytes, row, a.row_bytes);
+      else
+        std::memcpy(out + i * a.row_bytes, row, size_t(a.row_bytes));
+    }
+    if (stream) stream_end();
   });
 }
 

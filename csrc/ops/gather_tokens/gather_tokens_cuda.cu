@@ -3,7 +3,7 @@
 //   backward  one block per (b, kRows rows of grad): it reads index[b] once, notes in shared memory which source
 //             row lands on each of its rows, then its warps write every row once. Rows with several sources
 //             (never the case for a mask) are summed in ascending k: no float atomics, one fixed order.
-#include "device/vk_device.cuh"
+#include "device/vk_members.cuh"
 #include "ops/gather_tokens/gather_tokens.h"
 
 namespace vk {
@@ -12,6 +12,7 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kRows = 32;
+constexpr int kColumns = 4;  // sums that a lane holds at a time
 
 template <class V>
 __global__ void gather_tokens_forward_kernel(const V* __restrict__ tokens, const int32_t* __restrict__ index,
@@ -62,11 +63,17 @@ __global__ void gather_tokens_backward_kernel(const T* __restrict__ grad_out, co
       const V* source = reinterpret_cast<const V*>(grad_out + (b * count + (any ? first[r] : 0)) * dim);
       for (int64_t i = lane; i < dim / kPack; i += 32) reinterpret_cast<V*>(target)[i] = any ? source[i] : V{};
     } else {
-      for (int64_t d = lane; d < dim; d += 32) {
-        decltype(to_float(T{})) sum = 0;
-        for (int64_t k = first[r]; k < count; ++k)
-          if (mine[k] == n0 + r) sum += to_float(grad_out[(b * count + k) * dim + d]);
-        store_sum(target[d], sum);
+      using Sum = decltype(to_float(T{}));
+      for (int64_t d0 = lane; d0 - lane < dim; d0 += 32 * kColumns) {
+        Sum sum[kColumns] = {};
+        each_member(mine, count, first[r], sources[r], n0 + r, [&](int64_t k) {
+#pragma unroll
+          for (int c = 0; c < kColumns; ++c)
+            if (d0 + 32 * c < dim) sum[c] += to_float(grad_out[(b * count + k) * dim + d0 + 32 * c]);
+        });
+#pragma unroll
+        for (int c = 0; c < kColumns; ++c)
+          if (d0 + 32 * c < dim) store_sum(target[d0 + 32 * c], sum[c]);
       }
     }
   }

@@ -60,6 +60,23 @@ struct Plan {
 
 float up(double x) { return float(x) * 1.000001f; }
 
+bool has_nan(const float* x, int64_t n) {
+  bool any = false;
+  for (int64_t i = 0; i < n; ++i) any |= x[i] != x[i];
+  return any;
+}
+
+float largest(const float* x, int64_t n) {
+  V16 most = 0.0f;
+  for (int64_t d = 0; d < n; d += 16) {
+    const V16 v = load_some(x + d, std::min<int64_t>(16, n - d));
+    most = max(max(v, 0.0f - v), most);
+  }
+  float lane[16];
+  store(lane, most);
+  return *std::max_element(lane, lane + 16);
+}
+
 void read_row(const Plan& p, const void* base, int64_t offset, float* out) {
   const int64_t dim = p.a.dim;
   switch (p.a.element) {
@@ -72,24 +89,17 @@ void read_row(const Plan& p, const void* base, int64_t offset, float* out) {
     default: std::memcpy(out, static_cast<const float*>(base) + offset, size_t(dim) * 4);
   }
   if (p.a.metric != NearestMetric::cosine) return;
-  float most = 0;
-  for (int64_t d = 0; d < dim; ++d) most = std::fabs(out[d]) > most ? std::fabs(out[d]) : most;
+  const float most = largest(out, dim);
   // First by a power of two, so that no square overflows or vanishes.
   int exponent = 0;
   if (most > 0 && most < kInf) std::frexp(most, &exponent);
   const float scale = std::ldexp(1.0f, -std::max(-126, std::min(126, exponent)));
-  for (int64_t d = 0; d < dim; ++d) out[d] *= scale;
+  for (int64_t d = 0; d < dim; ++d) out[d] *= scale;  // NaN and infinity pass this as they are
   const float* same[4] = {out, out, out, out};
   float square[4];
   measure<false>(out, same, dim, square);
   const float inverse = square[0] == 0 ? 0 : 1 / std::sqrt(square[0]);
   for (int64_t d = 0; d < dim; ++d) out[d] *= inverse;
-}
-
-bool has_nan(const float* x, int64_t n) {
-  bool any = false;
-  for (int64_t i = 0; i < n; ++i) any |= x[i] != x[i];
-  return any;
 }
 
 double sum16(const V16& v) {
@@ -103,16 +113,14 @@ double sum16(const V16& v) {
 // ---- prepare
 
 void take_mean(const Plan& p, const void* base, int64_t offset, Codes& codes) {
-  const int64_t step = std::max<int64_t>(1, p.a.length / 1024);  // any vector will do, a rough mean is good
+  const int64_t step = std::max<int64_t>(1, p.a.length / 128);  // any vector will do, a rough mean is good
   int64_t used = 0;
   Scratch<float> row(size_t(p.a.dim));
   std::fill_n(codes.mean, p.a.dim, 0.0f);
   for (int64_t j = 0; j < p.a.length; j += step) {
     const float* c = codes.rows + j * codes.stride;
     if (codes.own) read_row(p, base, offset + j * p.a.code_stride, row.data()), c = row.data();
-    float size = 0;
-    for (int64_t d = 0; d < p.a.dim; ++d) size += std::fabs(c[d]);
-    if (!(size < 1e18f)) continue;
+    if (has_nan(c, p.a.dim) || largest(c, p.a.dim) > 1e18f) continue;
     for (int64_t d = 0; d < p.a.dim; ++d) codes.mean[d] += c[d];
     ++used;
   }
@@ -215,6 +223,8 @@ struct Block {
     const double c_moved = (exact ? 0 : double(limits.moved)) + 2 * u * most;
     const double products = x_moved * most + (length + x_moved) * c_moved;
     const double tiny = dim * 0x1p-120 * (length + most + 1);
+    const double largest = p.distance ? 4 * (length + most) * (length + most) : length * most + plain * limits.plain;
+    if (!(largest < 1e38)) return kInf;  // a score or a value may overflow: measure everything
     if (p.distance)
       return 2 * products + 4 * u * most * most + steps * 2 * u * (most * most + 2 * length * most) +
              terms * u * (length + most) * (length + most) + 8 * u * length * length + tiny;

@@ -31,6 +31,7 @@ VK_INLINE V16 load_some(const float* from, int64_t n) {
   v.p[0] = (PartF)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), from);
   return v;
 #else
+  if (n == 16) return load(from);
   alignas(64) float lane[16] = {};
   for (int64_t i = 0; i < n; ++i) lane[i] = from[i];
   return load(lane);
@@ -136,7 +137,7 @@ inline void tile_f32(const float* const* points, const float* codes, int64_t cod
     for (int p = 0; p < kTileParts; ++p) x[p] = load_part(points[p] + d * kLanes);
 #pragma GCC unroll 12
     for (int i = 0; i < kTileCodes; ++i) {
-      const PartF c = PartF{} + codes[i * code_stride + d];
+      const float c = codes[i * code_stride + d];  // `PartF{} + c` would add the zeros
 #pragma GCC unroll 4
       for (int p = 0; p < kTileParts; ++p) sum[i][p] = x[p] * c + sum[i][p];
     }

@@ -80,6 +80,7 @@ bool decode_cpu(const Tensor& words, const Tensor& states, const Tensor& context
                int32_t(freqs.size(0)),  bits,
                int32_t(states.size(0)), symbols.ptr<uint8_t>(),
                workspace.data(),        false};
+  const py::gil_scoped_release release;
   VK_CPU_CALL(rans_decode, a);
   return a.whole;
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from vidkernels import _check
+from vidkernels._op import peek_interpreter_stack
 from vidkernels.ops.nearest.op import CANDIDATES, METRICS, MOST
 from vidkernels.ops.nearest.op import nearest as _nearest
 
@@ -69,8 +70,10 @@ def nearest(
     if candidates != "all" and c.shape[1] != x.shape[1]:
         _check.fail("nearest", f"candidates={candidates!r} needs as many codes as points.", **arguments)
     index, value = _nearest(x, c, k, metric, candidates, True, backend=backend)
-    _refuse_nan("nearest", index, value, points)
-    return (index, value) if points.dim() == 3 else (index[0], value[0])
+    if points.dim() == 2:
+        index, value = index[0], value[0]
+    _refuse_nan("nearest", value.detach()[..., 0], points)
+    return index, value
 
 
 def nearest_code(
@@ -107,8 +110,9 @@ def nearest_code(
         _check.fail("nearest_code", f"expected `metric` to be one of {', '.join(METRICS)}.", metric=metric)
     rows = x.reshape(1, -1, x.shape[-1])
     index, value = _nearest(rows, codebook[None], 1, metric, "all", True, backend=backend)
-    _refuse_nan("nearest_code", index, value, x)
-    return index.view(x.shape[:-1]), value.view(x.shape[:-1])
+    index, value = index.view(x.shape[:-1]), value.view(x.shape[:-1])
+    _refuse_nan("nearest_code", value.detach(), x)
+    return index, value
 
 
 def _tensors(name: str, points: object, codes: object) -> None:
@@ -117,14 +121,12 @@ def _tensors(name: str, points: object, codes: object) -> None:
             _check.is_tensor(name, label, tensor, "[N, D]")
 
 
-def _refuse_nan(name: str, index: torch.Tensor, value: torch.Tensor, points: torch.Tensor) -> None:
+def _refuse_nan(name: str, first: torch.Tensor, points: torch.Tensor) -> None:
     """Name the rows with NaN, where looking is free: not on a GPU, not in compiled or transformed code."""
-    if torch.compiler.is_compiling() or type(value) is not torch.Tensor or not value.is_cpu or index.numel() == 0:
+    if torch.compiler.is_compiling() or type(first) is not torch.Tensor or not first.is_cpu:
         return
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if peek_interpreter_stack() is not None or not bool(first.isnan().any()):
         return
-    broken = value.detach()[..., 0].isnan()
-    if bool(broken.any()):
-        rows = broken.nonzero()[:, 1 if points.dim() != 3 else 0 :].tolist()
-        shown = ", ".join(str(r[0] if len(r) == 1 else tuple(r)) for r in rows[:5])
-        _check.fail(name, f"{len(rows)} rows hold NaN: {shown}{', ...' if len(rows) > 5 else ''}.", points=points)
+    rows = [tuple(r) if len(r) > 1 else r[0] for r in first.isnan().nonzero().tolist()]
+    shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+    _check.fail(name, f"rows with NaN: {shown}.", points=points)

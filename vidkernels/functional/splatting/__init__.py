@@ -1,7 +1,9 @@
 """Gaussian splats: from Gaussians to images, the geometry around them, layers, losses."""
 
+from vidkernels.functional.splatting.adam import adam_step
 from vidkernels.functional.splatting.composite import alpha_from_density, composite
 from vidkernels.functional.splatting.decode import decode_splats
+from vidkernels.functional.splatting.frame_loss import frame_loss
 from vidkernels.functional.splatting.harmonics import spherical_harmonics
 from vidkernels.functional.splatting.losses import (
     arap_loss,
@@ -30,6 +32,7 @@ from vidkernels.functional.splatting.volume import (
 )
 
 __all__ = [
+    "adam_step",
     "alpha_from_density",
     "arap_loss",
     "bone_transforms",
@@ -37,6 +40,7 @@ __all__ = [
     "contract",
     "decode_splats",
     "farthest_points",
+    "frame_loss",
     "importance_samples",
     "inverse_skinning",
     "isect_offset_encode",

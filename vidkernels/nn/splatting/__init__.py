@@ -1,5 +1,6 @@
 """Modules around Gaussian splats: video models, layered rendering, density control."""
 
+from vidkernels.nn.splatting.adam import GaussianAdam
 from vidkernels.nn.splatting.canonical import CanonicalGaussianVideo
 from vidkernels.nn.splatting.density import DensityControl
 from vidkernels.nn.splatting.explicit import ExplicitGaussianVideo
@@ -18,6 +19,7 @@ __all__ = [
     "CanonicalGaussianVideo",
     "DensityControl",
     "ExplicitGaussianVideo",
+    "GaussianAdam",
     "GaussianImage",
     "GaussianVideo",
     "HierarchicalGaussianVideo",

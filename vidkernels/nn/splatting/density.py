@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vidkernels import _check
+from vidkernels.nn.splatting.adam import swap_parameter
 
 __all__ = ["DensityControl"]
 
@@ -60,7 +61,6 @@ def append_gaussians(
         )
 
 
-@torch.no_grad()
 def replace_parameter(
     gaussians: nn.ParameterDict,
     optimizer: torch.optim.Optimizer | None,
@@ -81,19 +81,7 @@ def replace_parameter(
         >>> rows["opacities"].tolist()
         [1.0, 2.0]
     """
-    old = gaussians[name]
-    new = nn.Parameter(change(old.detach()).contiguous(), requires_grad=old.requires_grad)
-    if optimizer is not None:
-        for group in optimizer.param_groups:
-            group["params"] = [new if value is old else value for value in group["params"]]
-        carry = change_moment or change
-        state = optimizer.state.pop(old, None)
-        if state is not None:
-            optimizer.state[new] = {
-                key: carry(value) if torch.is_tensor(value) and value.shape == old.shape else value
-                for key, value in state.items()
-            }
-    gaussians[name] = new
+    gaussians[name] = swap_parameter(optimizer, gaussians[name], change, change_moment)
 
 
 def sample_error(error: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:

@@ -71,9 +71,14 @@ class GaussianImage(nn.Module):
     def from_image(cls, image: Tensor, count: int, generator: torch.Generator | None = None) -> GaussianImage:
         """A start from a picture [H, W, C], uint8 or floats 0..1: most Gaussians where it has detail."""
         _check.is_tensor("GaussianImage.from_image", "image", image, "[H, W, C]")
+        if image.ndim != 3 or not (image.is_floating_point() or image.dtype is torch.uint8):
+            _check.fail("GaussianImage.from_image", "expected `image` [H, W, C] as uint8 or floats.", image=image)
         image = image.float() / 255 if image.dtype is torch.uint8 else image.float()
+        if not image.isfinite().all():
+            _check.fail("GaussianImage.from_image", "`image` holds NaN or infinity.", image=image)
         height, width, channels = image.shape
         model = cls(count, (height, width), channels, generator)
+        image = image.cpu()  # where the generator and the new model are
         x = image.mean(-1)
         slope = torch.zeros_like(x)
         slope[:, 1:] += x.diff(dim=1).abs()

@@ -1,0 +1,1 @@
+"""Fewer tokens: learned, merged or chosen."""
