@@ -274,10 +274,10 @@ struct Block {
         const V16 mean = p.distance ? load_some(codes.mean + d, n) : V16(0.0f);
         const V16 factor = p.distance ? -2.0f : -1.0f;
 #if defined(VK_NEAREST_SCREENS)
-        __m512i r[16];
-        for (int i = 0; i < 16; ++i) r[i] = (__m512i)(factor * (load_some(row[i] + d, n) - mean)).p[0];
+        PartI r[16];
+        for (int i = 0; i < 16; ++i) r[i] = (PartI)(factor * (load_some(row[i] + d, n) - mean)).p[0];
         transpose16(r);
-        for (int64_t i = 0; i < n; ++i) _mm512_storeu_si512(to + (d + i) * kLanes, r[i]);
+        for (int64_t i = 0; i < n; ++i) store_part(to + (d + i) * kLanes, (PartF)r[i]);
 #else
         for (int i = 0; i < 16; ++i) {
           float lane[16];
@@ -305,11 +305,11 @@ struct Block {
             if (p.distance) x = x - load_some(codes.mean + from, n);
             store_bf16(line[i] + h, round_bf16(factor * x));
           }
-        __m512i r[16];
-        for (int i = 0; i < 16; ++i) r[i] = _mm512_load_si512(line[i]);
+        PartI r[16];
+        std::memcpy(r, line, sizeof r);
         transpose16(r);
         const int64_t lines = std::min<int64_t>(16, p.pairs - d / 2);
-        for (int64_t i = 0; i < lines; ++i) _mm512_storeu_si512(to + (d / 2 + i) * kLanes, r[i]);
+        for (int64_t i = 0; i < lines; ++i) std::memcpy(to + (d / 2 + i) * kLanes, &r[i], sizeof r[i]);
       }
     }
   }

@@ -122,6 +122,7 @@ VK_INLINE PartF load_part(const float* from) {
 }
 VK_INLINE void store_part(float* to, PartF v) { __builtin_memcpy(to, &v, sizeof v); }
 VK_INLINE PartF min_part(PartF a, PartF b) { return a < b ? a : b; }
+VK_INLINE PartF min4(const PartF* a) { return min_part(min_part(a[0], a[1]), min_part(a[2], a[3])); }
 
 /// points[p]: where part p of the packed points begins; codes: kTileCodes rows; minima[p]: of the first group.
 inline void tile_f32(const float* const* points, const float* codes, int64_t code_stride, const float* bias,
@@ -176,44 +177,47 @@ inline void tiles_f32(const float* packed, int64_t blocks, const float* codes, i
 
 /// Rounds to bf16 in the upper half of each lane; what is too small for a bf16 product becomes zero.
 VK_INLINE V16 round_bf16(const V16& x) {
-  const __m512i u = _mm512_castps_si512((__m512)x.p[0]);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
-  const __m512i up = _mm512_add_epi32(_mm512_add_epi32(u, odd), _mm512_set1_epi32(0x7fff));
-  const __m512i kept = _mm512_and_si512(up, _mm512_set1_epi32(int(0xffff0000u)));
-  const __mmask16 normal = _mm512_test_epi32_mask(kept, _mm512_set1_epi32(0x7f800000));
+  const PartI u = (PartI)x.p[0], kept = (u + ((u >> 16) & 1) + 0x7fff) & int32_t(0xffff0000u);
   V16 r;
-  r.p[0] = (PartF)_mm512_castsi512_ps(_mm512_maskz_mov_epi32(normal, kept));
+  r.p[0] = (PartF)((kept & 0x7f800000) != 0 ? kept : PartI{});
   return r;
 }
 VK_INLINE void store_bf16(uint16_t* to, const V16& rounded) {
-  const __m512i high = _mm512_srli_epi32(_mm512_castps_si512((__m512)rounded.p[0]), 16);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(high));
+  typedef uint16_t Half16 __attribute__((vector_size(32)));
+  const Half16 high = __builtin_convertvector((PartI)rounded.p[0] >> 16, Half16);
+  __builtin_memcpy(to, &high, sizeof high);
 }
 
-/// r[i] lane j <-> r[j] lane i.
-VK_INLINE void transpose16(__m512i* r) {
-  __m512i t[16];
+/// r[i] lane j <-> r[j] lane i: pairs of rows, pairs of pairs, then quarters of the registers.
+VK_INLINE void transpose16(PartI* r) {
+  PartI t[16];
 #pragma GCC unroll 8
   for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    t[i] = __builtin_shufflevector(r[i], r[i + 1], 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
+    t[i + 1] = __builtin_shufflevector(r[i], r[i + 1], 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
   }
 #pragma GCC unroll 4
-  for (int i = 0; i < 16; i += 4) {
-    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-  }
+  for (int i = 0; i < 16; i += 4)
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+      const PartI a = t[i + h], b = t[i + 2 + h];
+      r[i + 2 * h] = __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+      r[i + 2 * h + 1] = __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+    }
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {  // r[i + 4 q]: columns i, i + 4, i + 8, i + 12 of rows 4 q .. 4 q + 3
-    const __m512i a = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88), b = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-    const __m512i c = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-    const __m512i d = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-    t[i] = _mm512_shuffle_i32x4(a, c, 0x88);
-    t[i + 8] = _mm512_shuffle_i32x4(a, c, 0xdd);
-    t[i + 4] = _mm512_shuffle_i32x4(b, d, 0x88);
-    t[i + 12] = _mm512_shuffle_i32x4(b, d, 0xdd);
+    const auto even = [](PartI a, PartI b) {
+      return __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27);
+    };
+    const auto odd = [](PartI a, PartI b) {
+      return __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+    };
+    const PartI a = even(r[i], r[i + 4]), b = odd(r[i], r[i + 4]);
+    const PartI c = even(r[i + 8], r[i + 12]), d = odd(r[i + 8], r[i + 12]);
+    t[i] = even(a, c);
+    t[i + 8] = odd(a, c);
+    t[i + 4] = even(b, d);
+    t[i + 12] = odd(b, d);
   }
 #pragma GCC unroll 16
   for (int i = 0; i < 16; ++i) r[i] = t[i];
@@ -225,26 +229,24 @@ __attribute__((target("avx512bf16"))) inline void tiles_dot(const uint32_t* pack
                                                             float* minima, int64_t block_minima) {
   for (int64_t b = 0; b < blocks; b += 2) {
     const uint32_t *x0 = packed + b * pairs * kLanes, *x1 = x0 + pairs * kLanes;
-    __m512 s0[12], s1[12];
+    PartF s0[12], s1[12];
 #pragma GCC unroll 12
-    for (int i = 0; i < 12; ++i) s0[i] = s1[i] = _mm512_set1_ps(bias[i]);
+    for (int i = 0; i < 12; ++i) s0[i] = s1[i] = PartF{} + bias[i];
     for (int64_t d = 0; d < pairs; ++d) {
       const __m512bh a0 = (__m512bh)_mm512_load_si512(x0 + d * kLanes);
       const __m512bh a1 = (__m512bh)_mm512_load_si512(x1 + d * kLanes);
 #pragma GCC unroll 12
       for (int i = 0; i < 12; ++i) {
         const __m512bh c = (__m512bh)_mm512_set1_epi32(int(codes[i * pairs + d]));
-        s0[i] = _mm512_dpbf16_ps(s0[i], a0, c);
-        s1[i] = _mm512_dpbf16_ps(s1[i], a1, c);
+        s0[i] = (PartF)_mm512_dpbf16_ps((__m512)s0[i], a0, c);
+        s1[i] = (PartF)_mm512_dpbf16_ps((__m512)s1[i], a1, c);
       }
     }
     float *m0 = minima + b * block_minima, *m1 = m0 + block_minima;
 #pragma GCC unroll 3
     for (int g = 0; g < 12; g += 4) {
-      _mm512_store_ps(m0 + g / 4 * kLanes,
-                      _mm512_min_ps(_mm512_min_ps(s0[g], s0[g + 1]), _mm512_min_ps(s0[g + 2], s0[g + 3])));
-      _mm512_store_ps(m1 + g / 4 * kLanes,
-                      _mm512_min_ps(_mm512_min_ps(s1[g], s1[g + 1]), _mm512_min_ps(s1[g + 2], s1[g + 3])));
+      store_part(m0 + g / 4 * kLanes, min4(s0 + g));
+      store_part(m1 + g / 4 * kLanes, min4(s1 + g));
     }
   }
 }
@@ -294,20 +296,19 @@ VK_AMX inline void tiles_amx(const uint32_t* packed, int64_t blocks, const uint3
     for (int t = 0; t < 4; ++t) {
       const float* offset = bias + t / 2 * 16;
       float* out = minima + (b + t % 2) * block_minima + t / 2 * (kWide ? 1 : 4) * kLanes;
-      __m512 least[4];
+      PartF least[4];
 #pragma GCC unroll 4
       for (int g = 0; g < 4; ++g) {
-        __m512 row[4];
+        PartF row[4];
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i)
-          row[i] = _mm512_add_ps(_mm512_load_ps(product[t] + (4 * g + i) * kLanes), _mm512_set1_ps(offset[4 * g + i]));
-        least[g] = _mm512_min_ps(_mm512_min_ps(row[0], row[1]), _mm512_min_ps(row[2], row[3]));
+        for (int i = 0; i < 4; ++i) row[i] = load_part(product[t] + (4 * g + i) * kLanes) + offset[4 * g + i];
+        least[g] = min4(row);
       }
       if constexpr (kWide) {
-        _mm512_store_ps(out, _mm512_min_ps(_mm512_min_ps(least[0], least[1]), _mm512_min_ps(least[2], least[3])));
+        store_part(out, min4(least));
       } else {
 #pragma GCC unroll 4
-        for (int g = 0; g < 4; ++g) _mm512_store_ps(out + g * kLanes, least[g]);
+        for (int g = 0; g < 4; ++g) store_part(out + g * kLanes, least[g]);
       }
     }
   }
