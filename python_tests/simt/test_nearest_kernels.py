@@ -79,6 +79,17 @@ def test_screened_is_unscreened_to_the_bit(data, metric, k):
     assert_close(plain[1], value, 2e-6, f"{data.__name__} {metric} {k}")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dim", [0, 1, 32, 33, 130, 300])
+def test_any_number_of_steps_along_the_columns(dim, dtype):
+    g = torch.Generator().manual_seed(6)
+    points, codes = torch.randn(2, 65, dim, generator=g).to(dtype), torch.randn(1, 257, dim, generator=g).to(dtype)
+    index, value = nearest(points, codes, 2, "l2", "all", True, backend="simt")
+    expected_value, expected = nearest_op.spec.reference(points.double(), codes.double(), 2, "l2", "all", True)
+    assert torch.equal(index, expected)
+    assert_close(value, expected_value, 2e-6, f"{dim} columns")
+
+
 @pytest.mark.parametrize("data", [gaussian, clustered, offset], ids=lambda f: f.__name__)
 def test_the_screen_excludes_most_codes(data):
     """Rows of codes that no point evaluates are not read in fp32: the traffic says how well the bound does."""
