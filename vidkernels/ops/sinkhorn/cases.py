@@ -43,7 +43,7 @@ def _step(*args, first=False, **options):
     make = _args(*args, **options)
 
     def step(g, dtype):
-        scores, epsilon, _, row_mass, col_mass, _ = make(g, dtype)
+        scores, epsilon, _, row_mass, _, _ = make(g, dtype)
         wide = torch.float64 if dtype is torch.float64 else torch.float32
         log_v = torch.randn(scores.shape[0], scores.shape[2], generator=g).to(wide)
         return scores, epsilon, row_mass, None if first else log_v
