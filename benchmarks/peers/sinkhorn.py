@@ -24,7 +24,7 @@ def usual(scores, epsilon, iterations, row_mass, col_mass, rows_to_one=True):
             q /= torch.sum(q, dim=0, keepdim=True)
             q /= samples
         q *= samples
-        return q.t()
+        return q.t()[None], None, None
 
     return run
 
@@ -40,7 +40,7 @@ def log_domain(scores, epsilon, iterations, row_mass, col_mass, rows_to_one=True
         for _ in range(iterations):
             v = -torch.logsumexp(z + u, 1, keepdim=True)
             u = -torch.logsumexp(z + v, 2, keepdim=True)
-        return (z + u + v).exp()
+        return (z + u + v).exp(), None, None
 
     return run
 
@@ -56,12 +56,12 @@ def pot(scores, epsilon, iterations, row_mass, col_mass, rows_to_one=True):
     a, b = (torch.full((n,), 1 / n, device=scores.device) for n in scores.shape[1:])
     cost = -scores[0].float()
     settings = {"numItermax": iterations, "stopThr": 0, "warn": False}
-    return lambda: ot.sinkhorn(a, b, cost, epsilon, **settings) * scores.shape[1]
+    return lambda: ((ot.sinkhorn(a, b, cost, epsilon, **settings) * scores.shape[1])[None], None, None)
 
 
 def scales_usual(*args):
     run = usual(*args)
-    return None if run is None else lambda: run().argmax(1)
+    return None if run is None else lambda: (None, None, run()[0].argmax(2))
 
 
 PEERS = {
