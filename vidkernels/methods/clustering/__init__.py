@@ -1,0 +1,1 @@
+"""Learning by assigning: clusters, prototypes, codes."""
