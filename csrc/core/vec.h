@@ -31,6 +31,17 @@ typedef int32_t PartI __attribute__((vector_size(kPartLanes * 4)));
 
 #define VK_EACH_PART _Pragma("GCC unroll 4") for (int i = 0; i < kParts; ++i)
 
+/// x in every lane. Not `PartF{} + x`: 0 + x is not x for -0, so the compiler would keep the addition.
+VK_INLINE PartF spread(float x) {
+#if defined(__AVX512F__)
+  return PartF(_mm512_set1_ps(x));
+#elif defined(__AVX2__)
+  return PartF(_mm256_set1_ps(x));
+#else
+  return PartF{x, x, x, x};
+#endif
+}
+
 struct I16 {
   PartI p[kParts];
 };
@@ -38,7 +49,7 @@ struct I16 {
 struct V16 {
   PartF p[kParts];
   V16() = default;
-  V16(float x) { VK_EACH_PART p[i] = PartF{} + x; }
+  V16(float x) { VK_EACH_PART p[i] = spread(x); }
 };
 
 VK_INLINE V16 operator+(V16 a, const V16& b) {
