@@ -1,5 +1,6 @@
-// What a pass does with one row of scores: sixteen columns at a time, in fp32, with the exponential computed again in
-// every pass. That costs less than storing the kernel matrix and reading it back.
+// What a pass does with one row, sixteen columns at a time, in fp32. Who asked for a plan has room for the kernel
+// matrix: its exponentials are computed once, kept there and turned into the plan in place (Kept). Who asked for the
+// scales alone has not, and computes them again in every pass.
 //
 //   e[j] = 2^((s[j] - m) * c + g[j])     m: the row's largest score, c = log2(e) / epsilon, g <= 0: log2 of v
 #pragma once
@@ -52,6 +53,30 @@ VK_INLINE V16 load_tail(const T* p, int64_t count) {
   float lane[16];
   for (int64_t k = 0; k < 16; ++k) lane[k] = k < count ? to_float(p[k]) : kGone;
   return load(lane);
+}
+
+/// Sixteen floats of which `count` are there; the others read as 0 and are not written.
+VK_INLINE V16 load_some(const float* p, int64_t count) {
+  if (count >= 16) return load(p);
+#if defined(__AVX512F__)
+  V16 v;
+  v.p[0] = (PartF)_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), p);
+  return v;
+#else
+  float lane[16];
+  for (int64_t k = 0; k < 16; ++k) lane[k] = k < count ? p[k] : 0.0f;
+  return load(lane);
+#endif
+}
+VK_INLINE void store_some(float* p, int64_t count, const V16& v) {
+  if (count >= 16) return store(p, v);
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), (__m512)v.p[0]);
+#else
+  float lane[16];
+  store(lane, v);
+  for (int64_t k = 0; k < count; ++k) p[k] = lane[k];
+#endif
 }
 
 /// f(j, sixteen scores from column j) along a row; columns from `cols` on read as kGone.
@@ -130,27 +155,33 @@ VK_INLINE void row_add(const float* e, float w, float* acc, int64_t padded) {
   for (int64_t j = 0; j < padded; j += 16) store(acc + j, madd(load(e + j), weight, load(acc + j)));
 }
 
-/// out[j] = w * e[j]; `streamed` writes past the caches.
-VK_INLINE void row_write(const float* e, float w, float* out, int64_t cols, bool streamed) {
-  const V16 weight(w);
+/// acc[j] += w * e[j] with g = 0, and e into `keep` if there is one.
+template <bool kKeep, class T>
+VK_INLINE void row_start(const T* row, int64_t cols, float m, float c, float w, float* acc, float* keep) {
+  const V16 shift(m), scale(c), weight(w);
+  each16(row, cols, [&](int64_t j, const V16& s) {
+    const V16 e = power((s - shift) * scale);
+    store(acc + j, madd(e, weight, load(acc + j)));
+    if constexpr (kKeep) store_some(keep + j, cols - j, e);
+  });
+}
+
+/// The sum of e[j] * v[j]; also(j, columns from there) on the way, which hides its work behind the wait for e.
+template <class F>
+VK_INLINE float kept_sum(const float* e, const float* v, int64_t cols, F also) {
+  V16 total0(0.0f), total1(0.0f);
   int64_t j = 0;
-#if defined(__AVX2__)
-  if (streamed) {
-    for (; j < cols && uintptr_t(out + j) % 64; ++j) out[j] = w * e[j];
-    for (; j + 16 <= cols; j += 16) {
-      const V16 x = load(e + j) * weight;
-#if defined(__AVX512F__)
-      _mm512_stream_ps(out + j, (__m512)x.p[0]);
-#else
-      VK_EACH_PART _mm256_stream_ps(out + j + 8 * i, (__m256)x.p[i]);
-#endif
-    }
+  for (; j + 32 <= cols; j += 32) {
+    total0 = madd(load(e + j), load(v + j), total0);
+    also(j, 16);
+    total1 = madd(load(e + j + 16), load(v + j + 16), total1);
+    also(j + 16, 16);
   }
-#else
-  (void)streamed;
-#endif
-  for (; j + 16 <= cols; j += 16) store(out + j, load(e + j) * weight);
-  for (; j < cols; ++j) out[j] = w * e[j];
+  for (; j < cols; j += 16) {
+    total0 = madd(load_some(e + j, cols - j), load(v + j), total0);
+    also(j, cols - j);
+  }
+  return sum(total0 + total1);
 }
 
 /// The first j with e[j] == best.
