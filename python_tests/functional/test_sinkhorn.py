@@ -245,3 +245,16 @@ def test_matching_refuses():
         linear_assignment(torch.full((2, 2), torch.inf))
     with pytest.raises(ValueError, match="shape"):
         linear_assignment(torch.zeros(3))
+
+
+def test_best_column_without_mass():
+    """Rows whose best column may take nothing, the others hundreds of epsilon below it: nothing may vanish."""
+    scores = torch.tensor([[[1.0, -9.0, -9.1], [1.0, -9.2, -9.0]]])
+    mass = torch.tensor([[0.0, 0.5, 0.5]])
+    rows = torch.tensor([[0.5, 0.5]])
+    got = torch.ops.vidkernels.sinkhorn(scores, 0.05, 4, rows, mass, True)[0]
+    narrow = torch.ops.vidkernels.sinkhorn(
+        scores[:, :, 1:].contiguous(), 0.05, 4, rows, mass[:, 1:].contiguous(), True
+    )[0]
+    assert torch.equal(got[:, :, 0], torch.zeros(1, 2))
+    torch.testing.assert_close(got[:, :, 1:], narrow, rtol=1e-5, atol=0)
