@@ -27,8 +27,8 @@ CARD = Card(
     fidelity="partial",
     differs="frame tokens by FSQ per patch instead of a VQGAN; one causal 3D convolution as encoder; squared error "
     "without perceptual and adversarial loss; batch statistics centre the codes; a small causal transformer instead of "
-    "a 300M one. Not shown to work: in a small grid world the codes do not name the moves after 200 steps (1.75 of 1.99 "
-    "bits stay open), and whether planning with them helps is not measured.",
+    "a 300M one. Not shown to work: in a small grid world the codes do not name the moves after 200 steps (1.75 of "
+    "1.99 bits stay open), and whether planning with them helps is not measured.",
 )
 _PARTS = ("frames", "dynamics", "sequence")
 
