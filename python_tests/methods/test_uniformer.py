@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vidkernels.methods.tokens.uniformer import _GlobalRelation, _LocalRelation, UniFormer
+from vidkernels.methods.tokens.uniformer import UniFormer, _GlobalRelation, _LocalRelation
 
 Config = UniFormer.Config
 
@@ -62,8 +62,9 @@ def test_multiply_adds_are_those_that_torch_counts():
     model = UniFormer(Config.tiny()).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, 4, 32, 32, 3, dtype=torch.uint8))
-    head = model.head.weight.numel()
-    assert counter.get_total_flops() / 2 - head == pytest.approx(model.multiply_adds(4, 32, 32), rel=1e-6)
+    attention = 2 * 32 * (8**2 + 2**2)  # 8 and 2 tokens of 32 channels; the counter does not know the fused kernel
+    counted = counter.get_total_flops() // 2 - model.head.weight.numel() + attention
+    assert counted == model.multiply_adds(4, 32, 32)
 
 
 def moving(batch, generator, frames=8, side=32):
@@ -84,7 +85,7 @@ def accuracy(config):
     g = torch.Generator().manual_seed(1)
     model = UniFormer(config)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
-    for _ in range(60):
+    for _ in range(150):
         clip, label = moving(16, g)
         loss = model.training_step(clip, labels=label)["loss"]
         optimizer.zero_grad()

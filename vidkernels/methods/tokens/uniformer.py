@@ -1,6 +1,7 @@
-"""UniFormer: neighbours mix by learned weights in early stages, later everything attends to everything (Li et al. 2022).
+"""UniFormer: neighbours mix by learned weights in early stages, later all attend to all (Li et al. 2022).
 
-A block is x + position(x), then x + relation(norm(x)), then x + mlp(norm(x)); position is a depthwise 3x3x3 convolution.
+A block is x + position(x), then x + relation(norm(x)), then x + mlp(norm(x)); position is a depthwise 3x3x3
+convolution.
     local    relation of a token to each place of its 5x5x5 neighbourhood is one learned number per channel, whatever
              the tokens hold: a depthwise convolution between two pointwise ones; batch norm
     global   self-attention over all tokens of the clip; layer norm
