@@ -31,7 +31,7 @@ def settle(means, shapes, opacities, height, width, form, pixel_center):
         bad = bad[0] | bad[1]
         if not bool(bad.any()):
             return opacities
-        opacities = torch.where(bad, opacities * (1 - 1e-3), opacities)
+        opacities = torch.where(bad, opacities * (1 - max(1e-3, 2 * torch.finfo(opacities.dtype).eps)), opacities)
     raise RuntimeError("settle: some pixels stay on a threshold")
 
 
