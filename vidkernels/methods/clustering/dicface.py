@@ -29,7 +29,8 @@ CARD = Card(
     ops=("dirichlet_sample", "dirichlet_kl", "vector_quantize"),
     fidelity="simplified",
     differs="a small VQ-VAE instead of CodeFormer's; no perceptual loss (it needs a trained network) and no skips from "
-    "the encoder to the decoder; the decoder of the clean frames is tuned along.",
+    "the encoder to the decoder; the decoder of the clean frames is tuned along. In the test's set-up flicker "
+    "falls with every seed tried, but by 30% at no lower PSNR with two of four.",
 )
 
 

@@ -1,9 +1,9 @@
 """ELVA: a language model that reads patches without a vision encoder and merges them on the way (Li et al. 2025).
 
-Patches of every frame go straight into the layers, before the text. Tokens merge inside them, in time first:
-at the layers `halve` each token joins the one at its place in the next frame, so a still scene shrinks to one frame; at
-the layer `alike` the most similar pairs anywhere follow. Attention adds log(size), so that a merged token weighs as much as
-those it stands for, and a still clip is understood exactly as without merging.
+Patches of every frame go straight into the layers, before the text. Tokens merge inside them, in time first: at the
+layers `halve` each token joins the one at its place in the next frame, so a still scene shrinks to one frame; at the
+layer `alike` the most similar pairs anywhere follow. Attention adds log(size), so that a merged token weighs as much
+as those it stands for, and a still clip is understood exactly as without merging.
 Losses: the caption's next words; optionally the cosine to a frozen teacher's features at every patch.
 """
 
@@ -31,8 +31,8 @@ CARD = Card(
     ops=("bipartite_soft_matching", "merge_tokens", "unmerge_tokens", "proportional_attention", "embed_visible_tubes"),
     fidelity="partial",
     differs="a small model from scratch; patches see each other in both directions, words see all patches "
-    "and the words before them; no separator tokens, no hybrid resolution, no contrast of frames. What merging costs in caption loss "
-    "is not measured.",
+    "and the words before them; no separator tokens, no hybrid resolution, no contrast of frames. What merging costs "
+    "in caption loss is not measured.",
 )
 
 
