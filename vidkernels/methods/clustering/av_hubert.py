@@ -33,8 +33,8 @@ CARD = Card(
     fidelity="simplified",
     differs="a small convolutional frame encoder instead of a 3D stem and ResNet-18; sin-cos positions instead of a "
     "convolution; a linear classifier instead of cosines with code vectors; hidden spans of a clip are all filled "
-    "from one offset. In the test's set-up the clusters improve from round 1 to 2 with every seed tried, from 2 to 3 with "
-    "two of four.",
+    "from one offset. In the test's set-up the clusters improve from round 1 to 2 with every seed tried, from 2 to 3 "
+    "with two of four.",
 )
 
 _POOL = 2  # cells a side that are left of a picture
