@@ -25,10 +25,10 @@ struct Sinkhorn {
   const void* scores;     // [B, N, K] float32, float16 or bfloat16
   const float* row_mass;  // [B, N], or null: 1 / N
   const float* col_mass;  // [B, K], or null: 1 / K
-  float* plan;            // [B, N, K], or null
+  float* plan;            // [B, N, K], or null: then the labels are wanted
   float* row_log;         // [B, H, N]; H = iterations, or 1: the last iteration's
   float* col_log;         // [B, H, K]
-  int64_t* label;         // [B, N], or null
+  int64_t* label;         // [B, N] without a plan, else null
   int64_t batch, rows, cols, iterations;
   float epsilon;
   Element element;
