@@ -49,8 +49,8 @@ class Config:
 
     @classmethod
     def tiny(cls) -> Config:
-        """For tests: four stages of one block."""
-        return cls((16, 32, 32, 32), (1, 1, 1, 1), head=16, mlp_ratio=2, classes=4)
+        """For tests: three stages of one block, the last one global."""
+        return cls((16, 32, 32), (1, 1, 1), ("local", "local", "global"), head=16, mlp_ratio=2, classes=4)
 
     def all_global(self) -> Config:
         """The same sizes with attention everywhere: what the hybrid is compared with."""
