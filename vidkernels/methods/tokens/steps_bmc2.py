@@ -29,7 +29,8 @@ CARD = Card(
     fidelity="simplified",
     differs="positives come from the first cue's features; without given cues, grids of mean colour and of frame "
     "differences stand in for I3D and RAFT features; the loss is a mean over pairs. Tested on synthetic "
-    "procedures with an offset per video only, where k-means after subtracting each video's mean does well, too.",
+    "procedures with an offset per video only: there k-means after subtracting each video's mean has an F1 of 0.93, "
+    "more than one cue learns (0.78) and less than two do (1.00).",
 )
 
 
