@@ -121,11 +121,11 @@ def test_noise_estimates_what_rounding_costs():
 
 def test_noise_comes_from_the_generator():
     x = torch.zeros(3, 50)
-    draw = lambda seed: (
-        fake_quantize_rate(  # noqa: E731
-            x, torch.ones(3), torch.ones(3), mode="noise", generator=torch.Generator().manual_seed(seed)
-        ).value
-    )
+
+    def draw(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return fake_quantize_rate(x, torch.ones(3), torch.ones(3), mode="noise", generator=generator).value
+
     assert torch.equal(draw(1), draw(1))
     assert not torch.equal(draw(1), draw(2))
     assert float(draw(1).min()) >= -0.5
