@@ -1,0 +1,232 @@
+// Large matrices go one after the other, their columns shared out; the others go whole, whoever is free taking the
+// next, the largest first. An element is a sum of one thread in one order, so neither choice shows in the result.
+//
+// Products go by panels of kPanel columns. The panel's part of the right factor, kDepth rows at a time, is copied into
+// a run of its own (transposed for X X^T), and tiles of kTile rows sweep over it with their sums in registers.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "core/parallel.h"
+#include "core/scratch.h"
+#include "core/vec.h"
+#include "ops/newton_schulz/newton_schulz.h"
+
+namespace vk::VK_ISA {
+namespace {
+
+constexpr int64_t kLanes = 16;
+#if defined(__AVX512F__)
+constexpr int kTile = 8, kWide = 3;
+#elif defined(__AVX2__)
+constexpr int kTile = 4, kWide = 1;
+#elif defined(__aarch64__)
+constexpr int kTile = 4, kWide = 1;
+#else
+constexpr int kTile = 2, kWide = 1;
+#endif
+constexpr int kNarrower = kWide > 1 ? 2 : 1;
+constexpr int64_t kPanel = kWide * kLanes;
+constexpr int64_t kDepth = 256;
+constexpr double kLarge = 4e6;  // operations that are worth several threads
+
+int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+
+struct Square {
+  float* data;
+  int64_t stride;
+  float* row(int64_t i) const { return data + i * stride; }
+};
+
+/// C[rows x panel] (+)= A[rows x depth] * packed[depth x panel]
+template <int kRows, int kColumns>
+VK_INLINE void tile(const float* a, int64_t a_stride, const float* packed, int64_t depth, float* c, int64_t c_stride,
+                    bool add) {
+  V16 sums[kRows][kColumns];
+  for (int r = 0; r < kRows; ++r)
+    for (int w = 0; w < kColumns; ++w) sums[r][w] = add ? load(c + r * c_stride + w * kLanes) : V16(0.0f);
+  for (int64_t k = 0; k < depth; ++k) {
+    V16 right[kColumns];
+    for (int w = 0; w < kColumns; ++w) right[w] = load(packed + (k * kColumns + w) * kLanes);
+    for (int r = 0; r < kRows; ++r) {
+      const V16 left(a[r * a_stride + k]);
+      for (int w = 0; w < kColumns; ++w) sums[r][w] = madd(left, right[w], sums[r][w]);
+    }
+  }
+  for (int r = 0; r < kRows; ++r)
+    for (int w = 0; w < kColumns; ++w) store(c + r * c_stride + w * kLanes, sums[r][w]);
+}
+
+template <int kColumns>
+void panel(const float* a, int64_t a_stride, const float* packed, int64_t depth, float* c, int64_t c_stride,
+           int64_t rows, bool add) {
+  int64_t i = 0;
+  for (; i + kTile <= rows; i += kTile)
+    tile<kTile, kColumns>(a + i * a_stride, a_stride, packed, depth, c + i * c_stride, c_stride, add);
+  for (; i < rows; ++i) tile<1, kColumns>(a + i * a_stride, a_stride, packed, depth, c + i * c_stride, c_stride, add);
+}
+
+struct Product {
+  const float* a;  // [rows, depth]
+  int64_t a_stride;
+  const float* b;  // [depth, columns], or with `transposed` [columns, depth]
+  int64_t b_stride;
+  bool transposed;
+  float* c;  // [rows, padded columns]
+  int64_t c_stride;
+  int64_t rows, depth, columns;
+  bool upper;  // only what lies on the diagonal and above
+};
+
+void pack(const Product& p, int64_t k0, int64_t depth, int64_t j0, int64_t width, float* packed) {
+  const int64_t real = std::min(width, p.columns - j0);
+  if (!p.transposed) {
+    for (int64_t k = 0; k < depth; ++k) {
+      std::memcpy(packed + k * width, p.b + (k0 + k) * p.b_stride + j0, size_t(real) * sizeof(float));
+      std::fill(packed + k * width + real, packed + (k + 1) * width, 0.0f);
+    }
+    return;
+  }
+  for (int64_t j = 0; j < real; ++j) {
+    const float* from = p.b + (j0 + j) * p.b_stride + k0;
+    for (int64_t k = 0; k < depth; ++k) packed[k * width + j] = from[k];
+  }
+  for (int64_t j = real; j < width; ++j)
+    for (int64_t k = 0; k < depth; ++k) packed[k * width + j] = 0;
+}
+
+void multiply_panel(const Product& p, int64_t j0) {
+  const int64_t width = std::min(kPanel, padded(p.columns) - j0);
+  const int64_t rows = p.upper ? std::min(p.rows, j0 + width) : p.rows;
+  Scratch<float> packed(size_t(kDepth * width));
+  for (int64_t k0 = 0; k0 < p.depth; k0 += kDepth) {
+    const int64_t depth = std::min(kDepth, p.depth - k0);
+    pack(p, k0, depth, j0, width, packed.data());
+    const float* a = p.a + k0;
+    float* c = p.c + j0;
+    if (width == kLanes)
+      panel<1>(a, p.a_stride, packed.data(), depth, c, p.c_stride, rows, k0 > 0);
+    else if (width == kNarrower * kLanes)
+      panel<kNarrower>(a, p.a_stride, packed.data(), depth, c, p.c_stride, rows, k0 > 0);
+    else
+      panel<kWide>(a, p.a_stride, packed.data(), depth, c, p.c_stride, rows, k0 > 0);
+  }
+}
+
+void multiply(const Product& p) {
+  parallel_each((padded(p.columns) + kPanel - 1) / kPanel, [&](int64_t j) { multiply_panel(p, j * kPanel); });
+}
+
+void mirror(const Square& s, int64_t n) {
+  for (int64_t i = 1; i < n; ++i)
+    for (int64_t j = 0; j < i; ++j) s.row(i)[j] = s.row(j)[i];
+}
+
+/// c = a b of matrices that commute and are symmetric
+void multiply_symmetric(const Square& a, const Square& b, const Square& c, int64_t n) {
+  multiply({a.data, a.stride, b.data, b.stride, false, c.data, c.stride, n, n, n, true});
+  mirror(c, n);
+}
+
+/// to[n, m] = from[m, n] times scale, by blocks that stay in the cache
+void transpose(const float* from, int64_t from_stride, float* to, int64_t to_stride, int64_t m, int64_t n,
+               float scale) {
+  constexpr int64_t kBlock = 32;
+  for (int64_t i0 = 0; i0 < m; i0 += kBlock)
+    for (int64_t j0 = 0; j0 < n; j0 += kBlock)
+      for (int64_t j = j0; j < std::min(n, j0 + kBlock); ++j)
+        for (int64_t i = i0; i < std::min(m, i0 + kBlock); ++i)
+          to[j * to_stride + i] = from[i * from_stride + j] * scale;
+}
+
+double norm(const float* x, int64_t n) {
+  double total = 0;
+  for (int64_t i = 0; i < n; i += 1024) {
+    double lane[8] = {};
+    const int64_t end = std::min(n, i + 1024);
+    int64_t k = i;
+    for (; k + 8 <= end; k += 8)
+      for (int64_t l = 0; l < 8; ++l) lane[l] += double(x[k + l]) * double(x[k + l]);
+    for (; k < end; ++k) lane[0] += double(x[k]) * double(x[k]);
+    for (double v : lane) total += v;
+  }
+  return std::sqrt(total);
+}
+
+void one(const NewtonSchulz& a, const float* x, float* out, int64_t rows, int64_t cols) {
+  const bool tall = rows > cols;
+  const int64_t m = tall ? cols : rows, n = tall ? rows : cols, stride = padded(m), long_stride = padded(n);
+  if (m == 0 || n == 0) return;
+  const double length = norm(x, m * n);
+  const float scale = float(1 / (length > double(a.eps) || length != length ? length : double(a.eps)));
+  Scratch<float> memory(size_t(2 * m * long_stride + 5 * m * stride));
+  float* start = memory.data();
+  float* long_side = memory.data() + 5 * m * stride;
+  float* result = long_side + m * long_stride;
+  Square gram{start, stride}, b{start + m * stride, stride}, p{start + 2 * m * stride, stride};
+  Square next{start + 3 * m * stride, stride}, half{start + 4 * m * stride, stride};
+  if (tall) {
+    transpose(x, cols, long_side, long_stride, rows, cols, scale);
+  } else {
+    for (int64_t i = 0; i < m; ++i)
+      for (int64_t j = 0; j < n; ++j) long_side[i * long_stride + j] = x[i * n + j] * scale;
+  }
+  multiply({long_side, long_stride, long_side, long_stride, true, gram.data, stride, m, n, m, true});
+  mirror(gram, m);
+  for (int64_t step = 0; step < a.steps; ++step) {
+    multiply_symmetric(gram, gram, b, m);
+    for (int64_t i = 0; i < m; ++i) {
+      for (int64_t j = 0; j < stride; ++j) b.row(i)[j] = a.c * b.row(i)[j] + a.b * gram.row(i)[j];
+      b.row(i)[i] += a.a;
+    }
+    if (step == 0) {
+      std::memcpy(p.data, b.data, size_t(m * stride) * sizeof(float));
+    } else {
+      multiply_symmetric(b, p, next, m);
+      std::swap(p, next);
+    }
+    if (step + 1 == a.steps) break;
+    multiply_symmetric(b, gram, half, m);
+    multiply_symmetric(half, b, gram, m);
+  }
+  multiply({p.data, stride, long_side, long_stride, false, result, long_stride, m, m, n, false});
+  if (tall)
+    transpose(result, long_stride, out, cols, m, n, 1.0f);
+  else
+    for (int64_t i = 0; i < m; ++i) std::memcpy(out + i * n, result + i * long_stride, size_t(n) * sizeof(float));
+}
+
+double operations(const NewtonSchulz& a, int64_t k) {
+  const double small = double(std::min(a.rows[k], a.cols[k])), wide = double(std::max(a.rows[k], a.cols[k]));
+  return small * small * (3 * wide + 4 * double(a.steps) * small);
+}
+
+}  // namespace
+
+void newton_schulz(const NewtonSchulz& a) {
+  std::vector<int64_t> starts, order;
+  int64_t start = 0;
+  double all = 0;
+  for (int64_t k = 0; k < a.count; ++k) {
+    starts.push_back(start);
+    order.push_back(k);
+    start += a.rows[k] * a.cols[k];
+    all += operations(a, k);
+  }
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int64_t i, int64_t j) { return operations(a, i) > operations(a, j); });
+  const auto work = [&](int64_t at) {
+    const int64_t k = order[size_t(at)], from = starts[size_t(k)];
+    one(a, a.x + from, a.out + from, a.rows[k], a.cols[k]);
+  };
+  int64_t large = 0;
+  for (; large < a.count; ++large) {
+    const double size = operations(a, order[size_t(large)]);
+    if (size < kLarge || size < all / (2 * max_threads())) break;
+    work(large);
+  }
+  parallel_each(a.count - large, [&](int64_t at) { work(large + at); });
+}
+
+}  // namespace vk::VK_ISA
