@@ -76,7 +76,9 @@ struct Product {
   float* c;  // [rows, padded columns]
   int64_t c_stride;
   int64_t rows, depth, columns;
-  bool upper;  // only what lies on the diagonal and above
+  bool symmetric = false;        // compute what lies on the diagonal and above, the rest is its mirror
+  const float* added = nullptr;  // [rows, padded columns]: c = third a b + second added + first I
+  float first = 0, second = 0, third = 0;
 };
 
 void pack(const Product& p, int64_t k0, int64_t depth, int64_t j0, int64_t width, float* packed) {
@@ -88,17 +90,16 @@ void pack(const Product& p, int64_t k0, int64_t depth, int64_t j0, int64_t width
     }
     return;
   }
-  for (int64_t j = 0; j < real; ++j) {
-    const float* from = p.b + (j0 + j) * p.b_stride + k0;
-    for (int64_t k = 0; k < depth; ++k) packed[k * width + j] = from[k];
+  for (int64_t k = 0; k < depth; ++k) {
+    const float* from = p.b + j0 * p.b_stride + k0 + k;
+    for (int64_t j = 0; j < real; ++j) packed[k * width + j] = from[j * p.b_stride];
+    std::fill(packed + k * width + real, packed + (k + 1) * width, 0.0f);
   }
-  for (int64_t j = real; j < width; ++j)
-    for (int64_t k = 0; k < depth; ++k) packed[k * width + j] = 0;
 }
 
 void multiply_panel(const Product& p, int64_t j0) {
   const int64_t width = std::min(kPanel, padded(p.columns) - j0);
-  const int64_t rows = p.upper ? std::min(p.rows, j0 + width) : p.rows;
+  const int64_t rows = p.symmetric ? std::min(p.rows, j0 + width) : p.rows;
   Scratch<float> packed(size_t(kDepth * width));
   for (int64_t k0 = 0; k0 < p.depth; k0 += kDepth) {
     const int64_t depth = std::min(kDepth, p.depth - k0);
@@ -114,19 +115,32 @@ void multiply_panel(const Product& p, int64_t j0) {
   }
 }
 
-void multiply(const Product& p) {
-  parallel_each((padded(p.columns) + kPanel - 1) / kPanel, [&](int64_t j) { multiply_panel(p, j * kPanel); });
+/// What is left to do on a panel: the polynomial, and the mirror image, which no other panel touches.
+void finish_panel(const Product& p, int64_t j0) {
+  const int64_t end = std::min(p.columns, j0 + kPanel), width = std::min(kPanel, padded(p.columns) - j0);
+  if (p.added) {
+    for (int64_t i = 0; i < end; ++i) {
+      float* c = p.c + i * p.c_stride + j0;
+      const float* added = p.added + i * p.c_stride + j0;
+      for (int64_t j = 0; j < width; ++j) c[j] = p.third * c[j] + p.second * added[j];
+      if (i >= j0) c[i - j0] += p.first;
+    }
+  }
+  for (int64_t i0 = 0; i0 < end; i0 += kLanes)
+    for (int64_t j = std::max(i0 + 1, j0); j < end; ++j)
+      for (int64_t i = i0; i < std::min(i0 + kLanes, j); ++i) p.c[j * p.c_stride + i] = p.c[i * p.c_stride + j];
 }
 
-void mirror(const Square& s, int64_t n) {
-  for (int64_t i = 1; i < n; ++i)
-    for (int64_t j = 0; j < i; ++j) s.row(i)[j] = s.row(j)[i];
+void multiply(const Product& p) {
+  parallel_each((padded(p.columns) + kPanel - 1) / kPanel, [&](int64_t j) {
+    multiply_panel(p, j * kPanel);
+    if (p.symmetric) finish_panel(p, j * kPanel);
+  });
 }
 
 /// c = a b of matrices that commute and are symmetric
 void multiply_symmetric(const Square& a, const Square& b, const Square& c, int64_t n) {
   multiply({a.data, a.stride, b.data, b.stride, false, c.data, c.stride, n, n, n, true});
-  mirror(c, n);
 }
 
 /// to[n, m] = from[m, n] times scale, by blocks that stay in the cache
@@ -173,13 +187,8 @@ void one(const NewtonSchulz& a, const float* x, float* out, int64_t rows, int64_
       for (int64_t j = 0; j < n; ++j) long_side[i * long_stride + j] = x[i * n + j] * scale;
   }
   multiply({long_side, long_stride, long_side, long_stride, true, gram.data, stride, m, n, m, true});
-  mirror(gram, m);
   for (int64_t step = 0; step < a.steps; ++step) {
-    multiply_symmetric(gram, gram, b, m);
-    for (int64_t i = 0; i < m; ++i) {
-      for (int64_t j = 0; j < stride; ++j) b.row(i)[j] = a.c * b.row(i)[j] + a.b * gram.row(i)[j];
-      b.row(i)[i] += a.a;
-    }
+    multiply({gram.data, stride, gram.data, stride, false, b.data, stride, m, m, m, true, gram.data, a.a, a.b, a.c});
     if (step == 0) {
       std::memcpy(p.data, b.data, size_t(m * stride) * sizeof(float));
     } else {
