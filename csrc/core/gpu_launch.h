@@ -30,7 +30,8 @@ class GpuLaunch {
     const Tensor* tensor;
     enum Use { in, out, inout } use;
   };
-  GpuLaunch(const char* op, std::initializer_list<Buffer> buffers) : op_(op) {
+  GpuLaunch(const char* op, std::initializer_list<Buffer> buffers) : GpuLaunch(op, std::vector<Buffer>(buffers)) {}
+  GpuLaunch(const char* op, const std::vector<Buffer>& buffers) : op_(op) {
 #ifdef VK_SIMT
     std::vector<::simt::Range> ranges;
     for (const Buffer& b : buffers)

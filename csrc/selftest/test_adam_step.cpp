@@ -64,3 +64,35 @@ void check(const Setup& s) {
 VK_SELFTEST(adam_step_equals_plain_loops) {
   for (const Setup& s : kSetups) check(s);
 }
+
+VK_SELFTEST(adam_step_of_many_tensors_has_the_bits_of_single_steps) {
+  const int64_t sizes[] = {5, 4096, 0, 40001, 16, 1, 8191};
+  std::vector<std::vector<float>> one[4], many[4];
+  std::vector<vk::AdamStep> steps;
+  for (int64_t k = 0; k < 7; ++k) {
+    for (int64_t array = 0; array < 4; ++array) {
+      const float low = array == 3 ? 0.0f : -1.0f;
+      one[array].push_back(selftest::random_elements<float>(size_t(sizes[k]), uint64_t(10 * k + array), low, 1));
+      many[array].push_back(one[array].back());
+    }
+    vk::AdamStep a{};
+    a.rows = 1, a.width = sizes[k];
+    a.lr = 0.01 * double(k + 1), a.beta1 = 0.9, a.beta2 = 0.99, a.eps = 1e-8, a.decay = 0.1 * double(k % 3);
+    a.decoupled = k % 2 == 0;
+    a.step = 1 + k;
+    steps.push_back(a);
+  }
+  const auto point = [&](vk::AdamStep a, std::vector<std::vector<float>>* arrays, size_t k) {
+    a.param = arrays[0][k].data(), a.grad = arrays[1][k].data();
+    a.mean = arrays[2][k].data(), a.variance = arrays[3][k].data();
+    return a;
+  };
+  std::vector<vk::AdamStep> all;
+  for (size_t k = 0; k < steps.size(); ++k) {
+    VK_CPU_CALL(adam_step, point(steps[k], one, k));
+    all.push_back(point(steps[k], many, k));
+  }
+  VK_CPU_CALL(adam_step_many, vk::AdamStepMany{all.data(), int64_t(all.size())});
+  for (size_t k = 0; k < steps.size(); ++k)
+    for (int64_t array = 0; array < 4; ++array) VK_EXPECT(selftest::same_bits(one[array][k], many[array][k]));
+}

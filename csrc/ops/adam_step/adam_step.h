@@ -33,6 +33,7 @@ struct AdamStep {
 struct AdamFactors {
   float keep, decay, mean, keep_variance, variance, root, eps, rate;
 
+  AdamFactors() = default;
   explicit AdamFactors(const AdamStep& a)
       : keep(a.decoupled ? float(1 - a.lr * a.decay) : 1.0f),
         decay(a.decoupled ? 0.0f : float(a.decay)),
@@ -53,8 +54,16 @@ struct AdamFactors {
   }
 };
 
+/// Many tensors, each with settings of its own. `visible` is not for these.
+struct AdamStepMany {
+  const AdamStep* tensors;  // [count], on the host
+  int64_t count;
+};
+
 VK_CPU_KERNEL(adam_step, (const AdamStep& a))
+VK_CPU_KERNEL(adam_step_many, (const AdamStepMany& a))
 
 void adam_step_cuda(const AdamStep& a, void* stream);
+void adam_step_many_cuda(const AdamStepMany& a, void* stream);
 
 }  // namespace vk

@@ -1,3 +1,6 @@
+#include <algorithm>
+#include <vector>
+
 #include "core/bind.h"
 #include "ops/adam_step/adam_step.h"
 
@@ -67,14 +70,90 @@ void step_cuda(const Tensor& param, const Tensor& grad, const Tensor& exp_avg, c
 }
 #endif
 
+/// Views of the tensors of a step, and what the kernels make of them.
+struct Many {
+  std::vector<Tensor> tensors;  // param, grad, mean, variance; param, ...
+  std::vector<AdamStep> steps;
+
+  AdamStepMany all() const { return {steps.data(), int64_t(steps.size())}; }
+};
+
+void refuse_overlap(const Many& many) {
+  struct Span {
+    const char *begin, *end;
+    bool written;
+    bool operator<(const Span& other) const { return begin < other.begin; }
+  };
+  std::vector<Span> spans;
+  for (size_t i = 0; i < many.tensors.size(); ++i) {
+    const char* begin = many.tensors[i].ptr<char>();
+    if (many.tensors[i].numel() > 0) spans.push_back({begin, begin + many.tensors[i].span_bytes(), i % 4 != 1});
+  }
+  std::sort(spans.begin(), spans.end());
+  for (size_t i = 1; i < spans.size(); ++i)
+    if (spans[i].begin < spans[i - 1].end && (spans[i].written || spans[i - 1].written))
+      throw py::value_error("adam_step_many: a tensor that is changed overlaps another one in memory.");
+}
+
+Many gathered(int device, const py::list& params, const py::list& grads, const py::list& means,
+              const py::list& variances, const py::list& settings) {
+  const size_t count = params.size();
+  if (grads.size() != count || means.size() != count || variances.size() != count || settings.size() != count)
+    throw py::value_error("adam_step_many: expected lists of one length.");
+  Many many;
+  many.tensors.reserve(4 * count);
+  const Tensor none;
+  for (size_t k = 0; k < count; ++k) {
+    for (const py::list* list : {&params, &grads, &means, &variances}) {
+      many.tensors.emplace_back();
+      many.tensors.back().load((*list)[k].ptr());
+    }
+    const auto s = settings[k].cast<py::tuple>();
+    if (s.size() != 7) throw py::value_error("adam_step_many: expected seven settings per tensor.");
+    const Tensor* t = &many.tensors[4 * k];
+    many.steps.push_back(arguments(device, t[0], t[1], t[2], t[3], none, s[0].cast<double>(), s[1].cast<double>(),
+                                   s[2].cast<double>(), s[3].cast<double>(), s[4].cast<double>(), s[5].cast<bool>(),
+                                   s[6].cast<int64_t>()));
+    if (t[0].device_id() != many.tensors[0].device_id())
+      throw py::value_error("adam_step_many: expected all tensors on one device.");
+  }
+  refuse_overlap(many);
+  return many;
+}
+
+#ifdef VK_BUILD_CPU
+void many_cpu(const py::list& params, const py::list& grads, const py::list& means, const py::list& variances,
+              const py::list& settings) {
+  const Many many = gathered(kDLCPU, params, grads, means, variances, settings);
+  VK_CPU_CALL(adam_step_many, many.all());
+}
+#endif
+
+#ifdef VK_GPU
+void many_cuda(const py::list& params, const py::list& grads, const py::list& means, const py::list& variances,
+               const py::list& settings) {
+  const Many many = gathered(kGpuDevice, params, grads, means, variances, settings);
+  using Buffer = GpuLaunch::Buffer;
+  constexpr const char* names[] = {"param", "grad", "exp_avg", "exp_avg_sq"};
+  std::vector<Buffer> buffers;
+  for (size_t i = 0; i < many.tensors.size(); ++i)
+    buffers.push_back({names[i % 4], &many.tensors[i], i % 4 == 1 ? Buffer::in : Buffer::inout});
+  GpuLaunch launch("adam_step_many", buffers);
+  adam_step_many_cuda(many.all(), launch.stream());
+  launch.finish();
+}
+#endif
+
 }  // namespace
 
 void register_adam_step(py::module_& m) {
 #ifdef VK_BUILD_CPU
   m.def("adam_step_cpu", &step_cpu);
+  m.def("adam_step_many_cpu", &many_cpu);
 #endif
 #ifdef VK_GPU
   m.def("adam_step_cuda", &step_cuda);
+  m.def("adam_step_many_cuda", &many_cuda);
 #endif
 }
 

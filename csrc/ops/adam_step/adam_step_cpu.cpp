@@ -3,6 +3,7 @@
 // loaded, mixed ones are computed whole and put together lane by lane.
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "core/parallel.h"
 #include "core/vec.h"
@@ -13,6 +14,7 @@ namespace {
 
 constexpr int64_t kLanes = 16;
 constexpr int64_t kGrain = 16384;  // numbers that are worth a thread
+constexpr int64_t kPiece = 4096;   // numbers of a task where there are many tensors
 constexpr int64_t kChunk = 1024;   // numbers whose visibility is spread at a time
 constexpr uint64_t kAll = 0x0101010101010101u;
 
@@ -101,6 +103,24 @@ void adam_step(const AdamStep& a) {
   parallel_for(sixteens, kGrain / kLanes, [&](int64_t s0, int64_t s1) {
     const int64_t begin = s0 * kLanes, end = std::min(a.numbers(), s1 * kLanes);
     a.visible ? move_visible(a, factors, begin, end) : move_all(a, factors, begin, end);
+  });
+}
+
+// A task is a piece of one tensor, so that few large and many small ones are shared out alike.
+void adam_step_many(const AdamStepMany& a) {
+  std::vector<AdamFactors> factors;
+  std::vector<int64_t> first(1, 0);  // piece
+  for (int64_t k = 0; k < a.count; ++k) {
+    factors.emplace_back(a.tensors[k]);
+    first.push_back(first.back() + (a.tensors[k].numbers() + kPiece - 1) / kPiece);
+  }
+  parallel_for(first.back(), kGrain / kPiece, [&](int64_t p0, int64_t p1) {
+    int64_t k = std::upper_bound(first.begin(), first.end(), p0) - first.begin() - 1;
+    for (int64_t p = p0; p < p1; ++p) {
+      while (p >= first[size_t(k) + 1]) ++k;
+      const int64_t begin = (p - first[size_t(k)]) * kPiece;
+      move_all(a.tensors[k], factors[size_t(k)], begin, std::min(begin + kPiece, a.tensors[k].numbers()));
+    }
   });
 }
 

@@ -1,4 +1,5 @@
 // Who owns what: a thread owns kPack numbers; every array is read and written once, in whole sectors.
+// Of many tensors, up to kTable travel with the arguments of a launch; a block finds its own by counting blocks.
 // With `visible`, a pack without a visible number ends after its mask, and a mixed one keeps what does not move.
 #include "device/vk_device.cuh"
 #include "ops/adam_step/adam_step.h"
@@ -51,7 +52,58 @@ void launch(const AdamStep& a, vk_stream_t stream) {
             AdamFactors(a), unsigned(packs));
 }
 
+constexpr int kTable = 48;
+constexpr int kPerBlock = 4 * kThreads;
+
+struct Tensors {
+  struct Row {
+    float* param;
+    const float* grad;
+    float *mean, *variance;
+    int64_t count;
+  } rows[kTable];
+  AdamFactors factors[kTable];
+  int32_t first[kTable + 1];  // block
+};
+
+__global__ void __launch_bounds__(kThreads) adam_step_many_kernel(const __grid_constant__ Tensors all) {
+  int which = 0;
+  while (int(blockIdx.x) >= all.first[which + 1]) ++which;
+  const Tensors::Row& row = all.rows[which];
+  const AdamFactors& factors = all.factors[which];
+  const int64_t begin = int64_t(int(blockIdx.x) - all.first[which]) * kPerBlock;
+#pragma unroll
+  for (int k = 0; k < kPerBlock / kThreads; ++k) {
+    const int64_t i = begin + k * kThreads + threadIdx.x;
+    if (i >= row.count) return;
+    float p = row.param[i], m = row.mean[i], v = row.variance[i];
+    factors.move(p, row.grad[i], m, v, SquareRoot());
+    row.param[i] = p;
+    row.mean[i] = m;
+    row.variance[i] = v;
+  }
+}
+
 }  // namespace
+
+void adam_step_many_cuda(const AdamStepMany& a, void* stream_pointer) {
+  const auto stream = static_cast<vk_stream_t>(stream_pointer);
+  Tensors all{};
+  int count = 0;
+  for (int64_t k = 0; k < a.count; ++k) {
+    const AdamStep& t = a.tensors[k];
+    if (t.numbers() > 0) {
+      all.rows[count] = {t.param, t.grad, t.mean, t.variance, t.numbers()};
+      all.factors[count] = AdamFactors(t);
+      all.first[count + 1] = all.first[count] + int32_t((t.numbers() + kPerBlock - 1) / kPerBlock);
+      ++count;
+    }
+    if (count == kTable || (k + 1 == a.count && count > 0)) {
+      VK_LAUNCH(adam_step_many_kernel, unsigned(all.first[count]), kThreads, 0, stream, all);
+      count = 0;
+    }
+  }
+}
 
 void adam_step_cuda(const AdamStep& a, void* stream_pointer) {
   const auto stream = static_cast<vk_stream_t>(stream_pointer);

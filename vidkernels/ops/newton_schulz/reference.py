@@ -22,7 +22,7 @@ def newton_schulz(
     for m, n in zip(rows, cols, strict=True):
         x = wide[start : start + m * n].view(m, n)
         start += m * n
-        x = x / x.norm().clamp(min=eps)
+        x = x / x.double().norm().clamp(min=eps).to(x.dtype)
         for _ in range(steps):
             gram = x @ x.T if m <= n else x.T @ x
             gram = b * gram + c * gram @ gram
