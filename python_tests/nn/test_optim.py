@@ -208,7 +208,7 @@ def test_muon_is_that_of_torch_but_for_its_rounding(nesterov, adjust):
     pull(theirs, torch.optim.Muon(theirs, **options))
     pull(ours, Muon(ours, **options))
     for a, b, start in zip(ours, theirs, before):
-        assert float((a - b).norm() / (b - start).norm()) < 0.06
+        assert ((a - b).norm() / (b - start).norm()).item() < 0.06
 
 
 @needs_muon
@@ -228,7 +228,7 @@ def test_muon_takes_the_state_of_torch():
         torch.testing.assert_close(
             muon.state[a]["momentum_buffer"], optimizer.state[b]["momentum_buffer"], rtol=1e-3, atol=1e-3
         )
-        assert float((a - b).norm() / (b - start).norm()) < 0.15  # momentum has small singular values: bfloat16 errs
+        assert ((a - b).norm() / (b - start).norm()).item() < 0.15  # momentum has small singular values: bfloat16 errs
 
 
 def test_muon_follows_its_formula():

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <optional>
 #include <vector>
 
 #include "core/bind.h"
@@ -95,8 +96,9 @@ void refuse_overlap(const Many& many) {
       throw py::value_error("adam_step_many: a tensor that is changed overlaps another one in memory.");
 }
 
-Many gathered(int device, const py::list& params, const py::list& grads, const py::list& means,
-              const py::list& variances, const py::list& settings) {
+/// Nothing if a tensor is not contiguous float32, or they lie on several devices.
+std::optional<Many> gathered(int device, const py::list& params, const py::list& grads, const py::list& means,
+                             const py::list& variances, const py::list& settings) {
   const size_t count = params.size();
   if (grads.size() != count || means.size() != count || variances.size() != count || settings.size() != count)
     throw py::value_error("adam_step_many: expected lists of one length.");
@@ -105,8 +107,12 @@ Many gathered(int device, const py::list& params, const py::list& grads, const p
   const Tensor none;
   for (size_t k = 0; k < count; ++k) {
     for (const py::list* list : {&params, &grads, &means, &variances}) {
-      many.tensors.emplace_back();
-      many.tensors.back().load((*list)[k].ptr());
+      Tensor& t = many.tensors.emplace_back();
+      t.load((*list)[k].ptr());
+      const Tensor& first = many.tensors.front();
+      if (t.dtype() != Dtype::f32 || !t.is_contiguous() || t.device_type() != first.device_type() ||
+          t.device_id() != first.device_id())
+        return std::nullopt;
     }
     const auto s = settings[k].cast<py::tuple>();
     if (s.size() != 7) throw py::value_error("adam_step_many: expected seven settings per tensor.");
@@ -114,33 +120,34 @@ Many gathered(int device, const py::list& params, const py::list& grads, const p
     many.steps.push_back(arguments(device, t[0], t[1], t[2], t[3], none, s[0].cast<double>(), s[1].cast<double>(),
                                    s[2].cast<double>(), s[3].cast<double>(), s[4].cast<double>(), s[5].cast<bool>(),
                                    s[6].cast<int64_t>()));
-    if (t[0].device_id() != many.tensors[0].device_id())
-      throw py::value_error("adam_step_many: expected all tensors on one device.");
   }
   refuse_overlap(many);
   return many;
 }
 
 #ifdef VK_BUILD_CPU
-void many_cpu(const py::list& params, const py::list& grads, const py::list& means, const py::list& variances,
+bool many_cpu(const py::list& params, const py::list& grads, const py::list& means, const py::list& variances,
               const py::list& settings) {
-  const Many many = gathered(kDLCPU, params, grads, means, variances, settings);
-  VK_CPU_CALL(adam_step_many, many.all());
+  const auto many = gathered(kDLCPU, params, grads, means, variances, settings);
+  if (many) VK_CPU_CALL(adam_step_many, many->all());
+  return many.has_value();
 }
 #endif
 
 #ifdef VK_GPU
-void many_cuda(const py::list& params, const py::list& grads, const py::list& means, const py::list& variances,
+bool many_cuda(const py::list& params, const py::list& grads, const py::list& means, const py::list& variances,
                const py::list& settings) {
-  const Many many = gathered(kGpuDevice, params, grads, means, variances, settings);
+  const auto many = gathered(kGpuDevice, params, grads, means, variances, settings);
+  if (!many) return false;
   using Buffer = GpuLaunch::Buffer;
   constexpr const char* names[] = {"param", "grad", "exp_avg", "exp_avg_sq"};
   std::vector<Buffer> buffers;
-  for (size_t i = 0; i < many.tensors.size(); ++i)
-    buffers.push_back({names[i % 4], &many.tensors[i], i % 4 == 1 ? Buffer::in : Buffer::inout});
+  for (size_t i = 0; i < many->tensors.size(); ++i)
+    buffers.push_back({names[i % 4], &many->tensors[i], i % 4 == 1 ? Buffer::in : Buffer::inout});
   GpuLaunch launch("adam_step_many", buffers);
-  adam_step_many_cuda(many.all(), launch.stream());
+  adam_step_many_cuda(many->all(), launch.stream());
   launch.finish();
+  return true;
 }
 #endif
 
