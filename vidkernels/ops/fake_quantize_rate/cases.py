@@ -25,8 +25,11 @@ def inputs(rows: int, count: int, mode: str = "noise", low: float = 0.2, high: f
         sign = torch.randint(0, 2, (rows, count), generator=g) * 2.0 - 1
         laplace = sign * torch.empty(rows, count, dtype=torch.float64).exponential_(generator=g)
         x = (laplace * (2 * step * spread)[:, None]).to(dtype)
-        noise = torch.rand(rows, count, generator=g).to(_wide(dtype)) - 0.5 if mode == "noise" else None
-        return x, step.to(_wide(dtype)), spread.to(_wide(dtype)), mode, noise
+        step, spread = step.to(_wide(dtype)), spread.to(_wide(dtype))
+        if mode == "noise":
+            return x, step, spread, mode, torch.rand(rows, count, generator=g).to(_wide(dtype)) - 0.5
+        z = x.double() / step.double()[:, None]  # almost ties would be rounded by the type
+        return torch.where((z - z.round()).abs() < 0.499, x, 0), step, spread, mode, None
 
     return args
 
