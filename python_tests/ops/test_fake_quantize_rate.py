@@ -128,8 +128,21 @@ def test_noise_comes_from_the_generator():
 
     assert torch.equal(draw(1), draw(1))
     assert not torch.equal(draw(1), draw(2))
-    assert float(draw(1).min()) >= -0.5
-    assert float(draw(1).max()) < 0.5
+    assert float(draw(1).abs().max()) < 0.5
+
+
+def test_noise_is_uniform():
+    """Bins of a histogram, moments, neighbours (four share a draw)."""
+    x = torch.zeros(1, 1_000_003)
+    one_step = one(1)
+    g = torch.Generator().manual_seed(0)
+    noise = fake_quantize_rate(x, one_step, one_step, mode="noise", generator=g).value[0].double()
+    counts = torch.histc(noise, 64, -0.5, 0.5)
+    assert float((counts / 1_000_003 * 64 - 1).abs().max()) < 0.05
+    assert abs(float(noise.mean())) < 2e-3
+    assert float(noise.var()) == pytest.approx(1 / 12, rel=5e-3)
+    for lag in (1, 2, 3, 4):
+        assert abs(float((noise[lag:] * noise[:-lag]).mean()) * 12) < 5e-3
 
 
 def test_one_step_and_one_spread_make_one_row():

@@ -28,7 +28,7 @@ constexpr int kTile = 2, kWide = 1;
 #endif
 constexpr int kNarrower = kWide > 1 ? 2 : 1;
 constexpr int64_t kPanel = kWide * kLanes;
-constexpr int64_t kDepth = 256;
+constexpr int64_t kDepth = 128;
 constexpr double kLarge = 4e6;  // operations that are worth several threads
 
 int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
