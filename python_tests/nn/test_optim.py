@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from vidkernels.functional.nerv.optim import multi_tensor_adam
+from vidkernels.functional.nerv.optim import multi_tensor_adam, multi_tensor_muon
 from vidkernels.functional.splatting.adam import adam_step
 from vidkernels.nn.nerv.optim import MultiTensorAdam, Muon
 from vidkernels.ops.adam_step.op import adam_step as op
+from vidkernels.ops.newton_schulz.op import newton_schulz as newton_schulz_op
 
 SHAPES = [(5,), (7, 3), (1,), (16, 4, 3, 3), (4097,), (0, 3), (33, 129)]
 
@@ -247,6 +248,31 @@ def test_muon_follows_its_formula():
     torch.testing.assert_close(p.detach().flatten(1).double(), expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("backend", ["reference", "simt"])
+def test_one_native_call_is_torch_around_the_op(backend):
+    """What the CPU does in one call, and what other devices do."""
+    shapes = [(16, 4, 3, 3), (33, 29), (5, 70), (64, 9), (0, 4), (1, 1)]
+    rows = [tensors(seed=s, shapes=shapes) for s in range(3)]
+    other = [[t.clone() for t in row] for row in rows]
+    settings = [(0.9, k % 2 == 0, 0.99, -0.1 * (k + 1)) for k in range(len(shapes))]
+    if backend != "reference" and newton_schulz_op.why_not(backend) is not None:
+        pytest.skip(newton_schulz_op.why_not(backend))
+    multi_tensor_muon(*rows, settings)
+    multi_tensor_muon(*other, settings, backend=backend)
+    for row, expected in zip(rows, other):
+        for a, b in zip(row, expected):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=2e-5)
+
+
+def test_muon_moves_any_memory_format():
+    plain = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    theirs, ours = nn.Parameter(plain.clone()), nn.Parameter(plain.to(memory_format=torch.channels_last))
+    for p in (theirs, ours):
+        pull([p], Muon([p], lr=0.1), 3)
+    same([ours], [theirs], 2e-5)
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_what_does_not_fit_is_refused():
     p = nn.Parameter(torch.ones(3, 3))
     for wrong in ({"lr": -1.0}, {"betas": (0.9, 1.0)}, {"eps": -1.0}):
@@ -260,6 +286,11 @@ def test_what_does_not_fit_is_refused():
     theirs = torch.optim.Adam([p], amsgrad=True)
     with pytest.raises(ValueError, match="amsgrad or maximize"):
         MultiTensorAdam([p]).load_state_dict(theirs.state_dict())
+    with pytest.raises(ValueError, match="two axes or more"):
+        multi_tensor_muon(*[[torch.ones(4)]] * 3, [(0.9, True, 1.0, -0.1)])
+    m = [torch.ones(4, 4)]
+    with pytest.raises(ValueError, match="overlaps"):
+        multi_tensor_muon(m, m, m, [(0.9, True, 1.0, -0.1)])
     t = [torch.ones(4)]
     with pytest.raises(ValueError, match="lists of one length"):
         multi_tensor_adam(t, t, t, [], [])

@@ -1,8 +1,7 @@
-#include <algorithm>
-#include <optional>
 #include <vector>
 
 #include "core/bind.h"
+#include "core/tensor_lists.h"
 #include "ops/adam_step/adam_step.h"
 
 namespace vk {
@@ -71,81 +70,56 @@ void step_cuda(const Tensor& param, const Tensor& grad, const Tensor& exp_avg, c
 }
 #endif
 
-/// Views of the tensors of a step, and what the kernels make of them.
-struct Many {
-  std::vector<Tensor> tensors;  // param, grad, mean, variance; param, ...
-  std::vector<AdamStep> steps;
+enum Column { kParam, kGrad, kMean, kVariance };
 
-  AdamStepMany all() const { return {steps.data(), int64_t(steps.size())}; }
-};
-
-void refuse_overlap(const Many& many) {
-  struct Span {
-    const char *begin, *end;
-    bool written;
-    bool operator<(const Span& other) const { return begin < other.begin; }
-  };
-  std::vector<Span> spans;
-  for (size_t i = 0; i < many.tensors.size(); ++i) {
-    const char* begin = many.tensors[i].ptr<char>();
-    if (many.tensors[i].numel() > 0) spans.push_back({begin, begin + many.tensors[i].span_bytes(), i % 4 != 1});
-  }
-  std::sort(spans.begin(), spans.end());
-  for (size_t i = 1; i < spans.size(); ++i)
-    if (spans[i].begin < spans[i - 1].end && (spans[i].written || spans[i - 1].written))
-      throw py::value_error("adam_step_many: a tensor that is changed overlaps another one in memory.");
-}
-
-/// Nothing if a tensor is not contiguous float32, or they lie on several devices.
-std::optional<Many> gathered(int device, const py::list& params, const py::list& grads, const py::list& means,
-                             const py::list& variances, const py::list& settings) {
-  const size_t count = params.size();
-  if (grads.size() != count || means.size() != count || variances.size() != count || settings.size() != count)
-    throw py::value_error("adam_step_many: expected lists of one length.");
-  Many many;
-  many.tensors.reserve(4 * count);
-  const Tensor none;
-  for (size_t k = 0; k < count; ++k) {
-    for (const py::list* list : {&params, &grads, &means, &variances}) {
-      Tensor& t = many.tensors.emplace_back();
-      t.load((*list)[k].ptr());
-      const Tensor& first = many.tensors.front();
-      if (t.dtype() != Dtype::f32 || !t.is_contiguous() || t.device_type() != first.device_type() ||
-          t.device_id() != first.device_id())
-        return std::nullopt;
-    }
+std::vector<AdamStep> many_steps(const TensorLists& lists, const py::list& settings) {
+  if (settings.size() != lists.rows()) throw py::value_error("adam_step_many: expected settings for every tensor.");
+  lists.check_outputs(kGrad);
+  std::vector<AdamStep> steps(lists.rows());
+  for (size_t k = 0; k < steps.size(); ++k) {
     const auto s = settings[k].cast<py::tuple>();
     if (s.size() != 7) throw py::value_error("adam_step_many: expected seven settings per tensor.");
-    const Tensor* t = &many.tensors[4 * k];
-    many.steps.push_back(arguments(device, t[0], t[1], t[2], t[3], none, s[0].cast<double>(), s[1].cast<double>(),
-                                   s[2].cast<double>(), s[3].cast<double>(), s[4].cast<double>(), s[5].cast<bool>(),
-                                   s[6].cast<int64_t>()));
+    AdamStep& a = steps[k];
+    a.param = lists.at(k, kParam).ptr<float>();
+    a.grad = lists.at(k, kGrad).ptr<float>();
+    a.mean = lists.at(k, kMean).ptr<float>();
+    a.variance = lists.at(k, kVariance).ptr<float>();
+    a.rows = 1;
+    a.width = lists.at(k, kParam).numel();
+    a.lr = s[0].cast<double>(), a.beta1 = s[1].cast<double>(), a.beta2 = s[2].cast<double>();
+    a.eps = s[3].cast<double>(), a.decay = s[4].cast<double>();
+    a.decoupled = s[5].cast<bool>();
+    a.step = s[6].cast<int64_t>();
+    if (a.step < 1) throw py::value_error("adam_step_many: steps count from 1.");
   }
-  refuse_overlap(many);
-  return many;
+  return steps;
 }
 
 #ifdef VK_BUILD_CPU
 bool many_cpu(const py::list& params, const py::list& grads, const py::list& means, const py::list& variances,
               const py::list& settings) {
-  const auto many = gathered(kDLCPU, params, grads, means, variances, settings);
-  if (many) VK_CPU_CALL(adam_step_many, many->all());
-  return many.has_value();
+  const auto lists = TensorLists::plain("adam_step_many", kDLCPU, {&params, &grads, &means, &variances});
+  if (!lists) return false;
+  const std::vector<AdamStep> steps = many_steps(*lists, settings);
+  VK_CPU_CALL(adam_step_many, AdamStepMany{steps.data(), int64_t(steps.size())});
+  return true;
 }
 #endif
 
 #ifdef VK_GPU
 bool many_cuda(const py::list& params, const py::list& grads, const py::list& means, const py::list& variances,
                const py::list& settings) {
-  const auto many = gathered(kGpuDevice, params, grads, means, variances, settings);
-  if (!many) return false;
+  const auto lists = TensorLists::plain("adam_step_many", kGpuDevice, {&params, &grads, &means, &variances});
+  if (!lists) return false;
+  const std::vector<AdamStep> steps = many_steps(*lists, settings);
   using Buffer = GpuLaunch::Buffer;
   constexpr const char* names[] = {"param", "grad", "exp_avg", "exp_avg_sq"};
   std::vector<Buffer> buffers;
-  for (size_t i = 0; i < many->tensors.size(); ++i)
-    buffers.push_back({names[i % 4], &many->tensors[i], i % 4 == 1 ? Buffer::in : Buffer::inout});
+  for (size_t k = 0; k < lists->rows(); ++k)
+    for (size_t c = 0; c < lists->columns(); ++c)
+      buffers.push_back({names[c], &lists->at(k, c), c == kGrad ? Buffer::in : Buffer::inout});
   GpuLaunch launch("adam_step_many", buffers);
-  adam_step_many_cuda(many->all(), launch.stream());
+  adam_step_many_cuda({steps.data(), int64_t(steps.size())}, launch.stream());
   launch.finish();
   return true;
 }

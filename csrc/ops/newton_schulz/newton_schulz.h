@@ -27,6 +27,25 @@ struct NewtonSchulz {
   float* workspace;  // CUDA: newton_schulz_workspace floats
 };
 
+/// A step of Muon for one matrix, in place:
+///   momentum += (1 - mu)(grad - momentum)      update = momentum, or with nesterov grad + mu (momentum - grad)
+///   param = keep param + rate X(update)
+struct MuonMatrix {
+  float* param;       // [rows, cols]
+  const float* grad;  // like param
+  float* momentum;    // like param
+  int64_t rows, cols;
+  float mu, keep, rate;
+  bool nesterov;
+};
+
+struct MuonStep {
+  const MuonMatrix* matrices;  // [count], on the host
+  int64_t count;
+  int64_t steps;
+  float a, b, c, eps;
+};
+
 /// Floats of `workspace` for one matrix: X_0, and five squares.
 inline int64_t newton_schulz_workspace(int64_t rows, int64_t cols) {
   const int64_t small = rows < cols ? rows : cols;
@@ -34,6 +53,7 @@ inline int64_t newton_schulz_workspace(int64_t rows, int64_t cols) {
 }
 
 VK_CPU_KERNEL(newton_schulz, (const NewtonSchulz& a))
+VK_CPU_KERNEL(muon_step, (const MuonStep& a))
 
 void newton_schulz_cuda(const NewtonSchulz& a, void* stream);
 

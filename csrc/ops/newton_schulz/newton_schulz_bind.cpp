@@ -1,8 +1,11 @@
 #include <pybind11/stl.h>
 
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "core/bind.h"
+#include "core/tensor_lists.h"
 #include "ops/newton_schulz/newton_schulz.h"
 
 namespace vk {
@@ -49,6 +52,32 @@ void run_cpu(const Tensor& packed, const Tensor& out, const Tensor& workspace, c
 }
 #endif
 
+#ifdef VK_BUILD_CPU
+/// shapes: (rows, cols) and settings: (mu, nesterov, keep, rate) of each. False, and nothing done, for tensors that are
+/// not contiguous float32 on the CPU.
+bool muon_cpu(const py::list& params, const py::list& grads, const py::list& momenta, const py::list& shapes,
+              const py::list& settings, int64_t steps, double a, double b, double c, double eps) {
+  const auto lists = TensorLists::plain("muon_step", kDLCPU, {&params, &grads, &momenta});
+  if (!lists) return false;
+  lists->check_outputs(1);
+  if (shapes.size() != lists->rows() || settings.size() != lists->rows() || steps < 1 || !(eps > 0))
+    throw py::value_error("muon_step: expected a shape and settings for every tensor, `steps` and `eps` above 0.");
+  std::vector<MuonMatrix> matrices;
+  for (size_t k = 0; k < lists->rows(); ++k) {
+    const auto shape = shapes[k].cast<std::pair<int64_t, int64_t>>();
+    const auto s = settings[k].cast<std::tuple<double, bool, double, double>>();
+    if (shape.first * shape.second != lists->at(k, 0).numel())
+      throw py::value_error("muon_step: a shape does not fit its tensor.");
+    matrices.push_back({lists->at(k, 0).ptr<float>(), lists->at(k, 1).ptr<float>(), lists->at(k, 2).ptr<float>(),
+                        shape.first, shape.second, float(std::get<0>(s)), float(std::get<2>(s)), float(std::get<3>(s)),
+                        std::get<1>(s)});
+  }
+  VK_CPU_CALL(muon_step,
+              MuonStep{matrices.data(), int64_t(matrices.size()), steps, float(a), float(b), float(c), float(eps)});
+  return true;
+}
+#endif
+
 #ifdef VK_GPU
 void run_cuda(const Tensor& packed, const Tensor& out, const Tensor& workspace, const Sizes& rows, const Sizes& cols,
               int64_t steps, double a, double b, double c, double eps) {
@@ -74,6 +103,7 @@ void run_cuda(const Tensor& packed, const Tensor& out, const Tensor& workspace, 
 void register_newton_schulz(py::module_& m) {
 #ifdef VK_BUILD_CPU
   m.def("newton_schulz_cpu", &run_cpu);
+  m.def("muon_step_cpu", &muon_cpu);
 #endif
 #ifdef VK_GPU
   m.def("newton_schulz_cuda", &run_cuda);

@@ -29,7 +29,9 @@ constexpr int kTile = 2, kWide = 1;
 constexpr int kNarrower = kWide > 1 ? 2 : 1;
 constexpr int64_t kPanel = kWide * kLanes;
 constexpr int64_t kDepth = 128;
-constexpr double kLarge = 4e6;  // operations that are worth several threads
+constexpr int64_t kRun = 1024;     // numbers that are summed together
+constexpr int64_t kGrain = 16384;  // numbers that are worth a thread
+constexpr double kLarge = 4e6;     // operations that are worth several threads
 
 int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
@@ -155,87 +157,134 @@ void transpose(const float* from, int64_t from_stride, float* to, int64_t to_str
 }
 
 double norm(const float* x, int64_t n) {
+  const int64_t runs = (n + kRun - 1) / kRun;
+  Scratch<double> parts{size_t(runs)};
+  parallel_for(runs, kGrain / kRun, [&](int64_t r0, int64_t r1) {
+    for (int64_t r = r0; r < r1; ++r) {
+      double lane[8] = {};
+      int64_t k = r * kRun;
+      const int64_t end = std::min(n, k + kRun);
+      for (; k + 8 <= end; k += 8)
+        for (int64_t l = 0; l < 8; ++l) lane[l] += double(x[k + l]) * double(x[k + l]);
+      for (; k < end; ++k) lane[0] += double(x[k]) * double(x[k]);
+      parts[size_t(r)] = 0;
+      for (double v : lane) parts[size_t(r)] += v;
+    }
+  });
   double total = 0;
-  for (int64_t i = 0; i < n; i += 1024) {
-    double lane[8] = {};
-    const int64_t end = std::min(n, i + 1024);
-    int64_t k = i;
-    for (; k + 8 <= end; k += 8)
-      for (int64_t l = 0; l < 8; ++l) lane[l] += double(x[k + l]) * double(x[k + l]);
-    for (; k < end; ++k) lane[0] += double(x[k]) * double(x[k]);
-    for (double v : lane) total += v;
-  }
+  for (int64_t r = 0; r < runs; ++r) total += parts[size_t(r)];
   return std::sqrt(total);
 }
 
-void one(const NewtonSchulz& a, const float* x, float* out, int64_t rows, int64_t cols) {
+struct Iteration {
+  int64_t steps;
+  float a, b, c, eps;
+};
+
+/// sink(X, stride) with X of x; X is transposed where x has more rows than columns.
+template <class Sink>
+void orthogonal(const Iteration& by, const float* x, int64_t rows, int64_t cols, Sink sink) {
   const bool tall = rows > cols;
   const int64_t m = tall ? cols : rows, n = tall ? rows : cols, stride = padded(m), long_stride = padded(n);
-  if (m == 0 || n == 0) return;
   const double length = norm(x, m * n);
-  const float scale = float(1 / (length > double(a.eps) || length != length ? length : double(a.eps)));
+  const float scale = float(1 / (length > double(by.eps) || length != length ? length : double(by.eps)));
   Scratch<float> memory(size_t(2 * m * long_stride + 5 * m * stride));
   float* start = memory.data();
   float* long_side = memory.data() + 5 * m * stride;
   float* result = long_side + m * long_stride;
   Square gram{start, stride}, b{start + m * stride, stride}, p{start + 2 * m * stride, stride};
   Square next{start + 3 * m * stride, stride}, half{start + 4 * m * stride, stride};
-  if (tall) {
-    transpose(x, cols, long_side, long_stride, rows, cols, scale);
-  } else {
-    for (int64_t i = 0; i < m; ++i)
+  parallel_for(rows, 1 + kGrain / cols, [&](int64_t r0, int64_t r1) {
+    if (tall) return transpose(x + r0 * cols, cols, long_side + r0, long_stride, r1 - r0, cols, scale);
+    for (int64_t i = r0; i < r1; ++i)
       for (int64_t j = 0; j < n; ++j) long_side[i * long_stride + j] = x[i * n + j] * scale;
-  }
+  });
   multiply({long_side, long_stride, long_side, long_stride, true, gram.data, stride, m, n, m, true});
-  for (int64_t step = 0; step < a.steps; ++step) {
-    multiply({gram.data, stride, gram.data, stride, false, b.data, stride, m, m, m, true, gram.data, a.a, a.b, a.c});
+  for (int64_t step = 0; step < by.steps; ++step) {
+    multiply({gram.data, stride, gram.data, stride, false, b.data, stride, m, m, m, true, gram.data, by.a, by.b, by.c});
     if (step == 0) {
       std::memcpy(p.data, b.data, size_t(m * stride) * sizeof(float));
     } else {
       multiply_symmetric(b, p, next, m);
       std::swap(p, next);
     }
-    if (step + 1 == a.steps) break;
+    if (step + 1 == by.steps) break;
     multiply_symmetric(b, gram, half, m);
     multiply_symmetric(half, b, gram, m);
   }
   multiply({p.data, stride, long_side, long_stride, false, result, long_stride, m, m, n, false});
-  if (tall)
-    transpose(result, long_stride, out, cols, m, n, 1.0f);
-  else
-    for (int64_t i = 0; i < m; ++i) std::memcpy(out + i * n, result + i * long_stride, size_t(n) * sizeof(float));
+  sink(result, long_stride);
 }
 
-double operations(const NewtonSchulz& a, int64_t k) {
-  const double small = double(std::min(a.rows[k], a.cols[k])), wide = double(std::max(a.rows[k], a.cols[k]));
-  return small * small * (3 * wide + 4 * double(a.steps) * small);
+double operations(int64_t rows, int64_t cols, int64_t steps) {
+  const double small = double(std::min(rows, cols)), wide = double(std::max(rows, cols));
+  return small * small * (3 * wide + 4 * double(steps) * small);
+}
+
+/// work(k) for all matrices: large ones with all threads, then the others side by side.
+template <class Work>
+void share_out(const std::vector<double>& costs, Work work) {
+  double all = 0;
+  std::vector<size_t> order(costs.size());
+  for (size_t k = 0; k < costs.size(); ++k) order[k] = k, all += costs[k];
+  std::stable_sort(order.begin(), order.end(), [&](size_t i, size_t j) { return costs[i] > costs[j]; });
+  size_t large = 0;
+  for (; large < order.size(); ++large) {
+    const double size = costs[order[large]];
+    if (size < kLarge || size < all / (2 * max_threads())) break;
+    work(order[large]);
+  }
+  parallel_each(int64_t(order.size() - large), [&](int64_t at) { work(order[large + size_t(at)]); });
+}
+
+void move(const MuonStep& a, const MuonMatrix& matrix) {
+  const int64_t rows = matrix.rows, cols = matrix.cols;
+  if (rows == 0 || cols == 0) return;
+  Scratch<float> update(size_t(rows * cols));
+  parallel_for(rows * cols, kGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const float g = matrix.grad[i], v = matrix.momentum[i] + (1 - matrix.mu) * (g - matrix.momentum[i]);
+      matrix.momentum[i] = v;
+      update[size_t(i)] = matrix.nesterov ? g + matrix.mu * (v - g) : v;
+    }
+  });
+  orthogonal({a.steps, a.a, a.b, a.c, a.eps}, update.data(), rows, cols, [&](const float* x, int64_t stride) {
+    float* dense = update.data();  // no longer needed
+    parallel_for(rows, 1 + kGrain / cols, [&](int64_t r0, int64_t r1) {
+      if (rows > cols) transpose(x + r0, stride, dense + r0 * cols, cols, cols, r1 - r0, 1.0f);
+      for (int64_t i = r0; i < r1; ++i) {
+        const float* moved = rows > cols ? dense + i * cols : x + i * stride;
+        float* param = matrix.param + i * cols;
+        for (int64_t j = 0; j < cols; ++j) param[j] = matrix.keep * param[j] + matrix.rate * moved[j];
+      }
+    });
+  });
 }
 
 }  // namespace
 
 void newton_schulz(const NewtonSchulz& a) {
-  std::vector<int64_t> starts, order;
-  int64_t start = 0;
-  double all = 0;
+  std::vector<int64_t> starts(1, 0);
+  std::vector<double> costs;
   for (int64_t k = 0; k < a.count; ++k) {
-    starts.push_back(start);
-    order.push_back(k);
-    start += a.rows[k] * a.cols[k];
-    all += operations(a, k);
+    starts.push_back(starts.back() + a.rows[k] * a.cols[k]);
+    costs.push_back(operations(a.rows[k], a.cols[k], a.steps));
   }
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int64_t i, int64_t j) { return operations(a, i) > operations(a, j); });
-  const auto work = [&](int64_t at) {
-    const int64_t k = order[size_t(at)], from = starts[size_t(k)];
-    one(a, a.x + from, a.out + from, a.rows[k], a.cols[k]);
-  };
-  int64_t large = 0;
-  for (; large < a.count; ++large) {
-    const double size = operations(a, order[size_t(large)]);
-    if (size < kLarge || size < all / (2 * max_threads())) break;
-    work(large);
-  }
-  parallel_each(a.count - large, [&](int64_t at) { work(large + at); });
+  share_out(costs, [&](size_t k) {
+    const int64_t rows = a.rows[k], cols = a.cols[k];
+    if (rows == 0 || cols == 0) return;
+    float* out = a.out + starts[k];
+    orthogonal({a.steps, a.a, a.b, a.c, a.eps}, a.x + starts[k], rows, cols, [&](const float* x, int64_t stride) {
+      if (rows > cols) return transpose(x, stride, out, cols, cols, rows, 1.0f);
+      for (int64_t i = 0; i < rows; ++i) std::memcpy(out + i * cols, x + i * stride, size_t(cols) * sizeof(float));
+    });
+  });
+}
+
+void muon_step(const MuonStep& a) {
+  std::vector<double> costs;
+  for (int64_t k = 0; k < a.count; ++k) costs.push_back(operations(a.matrices[k].rows, a.matrices[k].cols, a.steps));
+  share_out(costs, [&](size_t k) { move(a, a.matrices[k]); });
 }
 
 }  // namespace vk::VK_ISA

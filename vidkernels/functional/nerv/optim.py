@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vidkernels import _check
 from vidkernels.ops.adam_step.many import adam_step_many
+from vidkernels.ops.newton_schulz.muon import muon_step
 from vidkernels.ops.newton_schulz.op import newton_schulz as _newton_schulz
 
 __all__ = ["QUINTIC", "AdamSettings", "multi_tensor_adam", "newton_schulz"]
@@ -19,6 +20,9 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 
 AdamSettings = tuple[float, float, float, float, float, bool, int]
 """lr, beta1, beta2, eps, weight decay, whether it is decoupled (AdamW), number of the step from 1."""
+
+MuonSettings = tuple[float, bool, float, float]
+"""mu, whether nesterov, and what the parameter and its direction are multiplied by."""
 
 
 def multi_tensor_adam(
@@ -123,3 +127,58 @@ def newton_schulz(
         return out.view(matrices.shape)
     bounds = pairwise(accumulate((x.numel() for x in listed), initial=0))
     return [out[i:j].view(x.shape) for (i, j), x in zip(bounds, listed)]
+
+
+def multi_tensor_muon(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momenta: Sequence[Tensor],
+    settings: Sequence[MuonSettings],
+    *,
+    steps: int = 5,
+    coefficients: tuple[float, float, float] = QUINTIC,
+    eps: float = 1e-7,
+    backend: str | None = None,
+) -> None:
+    """One step of Muon for many tensors, each a matrix [M, rest], in one native call on the CPU.
+
+    momentum += (1 - mu) (grad - momentum);  update = grad + mu (momentum - grad) (nesterov) or momentum
+    param = keep param + rate newton_schulz(update)
+    Convention: the first axis has the rows.
+    Args:
+        params: two axes or more, floating point; changed in place.
+        grads: their gradients.
+        momenta: changed in place.
+        settings: (mu, nesterov, keep, rate) of each; keep = 1 - lr weight_decay, rate = -lr times what suits the shape.
+        steps: of the iteration, as in `newton_schulz`; so are coefficients and eps.
+        coefficients: a, b, c.
+        eps: least length of an update.
+        backend: force one of vidkernels' backends; None chooses.
+    Returns:
+        None. Not differentiable: it moves leaves, outside autograd.
+    Raises:
+        ValueError: lists of different lengths, shapes that do not fit, tensors that overlap in memory.
+    Backends: cpu in one call for contiguous float32; else torch around `newton_schulz`. Deterministic: yes.
+    Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
+    Example:
+        >>> params, grads, momenta = [torch.eye(2)], [torch.eye(2)], [torch.zeros(2, 2)]
+        >>> multi_tensor_muon(params, grads, momenta, [(0.95, True, 1.0, -0.5)])
+        >>> bool((params[0].diagonal() - 0.5).abs().max() < 0.2)
+        True
+    """
+    name = "multi_tensor_muon"
+    columns = [list(column) for column in (params, grads, momenta, settings)]
+    if len({len(column) for column in columns}) > 1:
+        _check.fail(
+            name, "expected lists of one length.", params=len(columns[0]), grads=len(columns[1]),
+            momenta=len(columns[2]), settings=len(columns[3]),
+        )  # fmt: skip
+    for param, grad, momentum in zip(*columns[:3]):
+        if param.dim() < 2 or not param.shape == grad.shape == momentum.shape:
+            _check.fail(
+                name, "expected a parameter of two axes or more, its gradient and its momentum of one shape.",
+                param=param, grad=grad, momentum=momentum,
+            )  # fmt: skip
+    if steps < 1 or eps <= 0:
+        _check.fail(name, "expected `steps` of 1 or more and a positive `eps`.", steps=steps, eps=eps)
+    muon_step(*columns, int(steps), [float(v) for v in coefficients], float(eps), backend)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from vidkernels import _check
-from vidkernels.functional.nerv.optim import QUINTIC, multi_tensor_adam, newton_schulz
+from vidkernels.functional.nerv.optim import QUINTIC, multi_tensor_adam, multi_tensor_muon
 
 __all__ = ["MultiTensorAdam", "Muon"]
 
@@ -205,25 +205,19 @@ class Muon(torch.optim.Optimizer):
         return alike
 
     def _move(self, groups: list[dict[str, Any]], steps: int, coefficients: tuple, eps: float) -> None:
-        params, updates, rates = [], [], []
+        params, grads, momenta, settings = [], [], [], []
         for group in groups:
-            moving = [p for p in group["params"] if p.grad is not None]
-            if not moving:
-                continue
-            grads = [p.grad for p in moving]
-            buffers = [self._buffer(p) for p in moving]
-            torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
-            updates += torch._foreach_lerp(grads, buffers, group["momentum"]) if group["nesterov"] else buffers
-            if group["weight_decay"]:
-                torch._foreach_mul_(moving, 1 - float(group["lr"]) * group["weight_decay"])
-            params += moving
-            rates += [-float(group["lr"]) * _ratio(p, group["adjust_lr_fn"]) for p in moving]
-        matrices = [u.flatten(1) for u in updates]
-        for same in _by_kind(matrices):
-            some = [matrices[i] for i in same]
-            directions = newton_schulz(some, steps=steps, coefficients=coefficients, eps=eps)
-            torch._foreach_mul_(directions, [rates[i] for i in same])
-            torch._foreach_add_([params[i] for i in same], [d.view(params[i].shape) for d, i in zip(directions, same)])
+            lr = float(group["lr"])
+            keep = 1 - lr * group["weight_decay"]
+            for param in group["params"]:
+                if param.grad is None:
+                    continue
+                params.append(param)
+                grads.append(param.grad)
+                momenta.append(self._buffer(param))
+                rate = -lr * _ratio(param, group["adjust_lr_fn"])
+                settings.append((group["momentum"], group["nesterov"], keep, rate))
+        multi_tensor_muon(params, grads, momenta, settings, steps=steps, coefficients=coefficients, eps=eps)
 
     def _buffer(self, param: torch.Tensor) -> torch.Tensor:
         state = self.state[param]
@@ -237,11 +231,3 @@ def _ratio(param: torch.Tensor, adjust: str | None) -> float:
     if adjust == "match_rms_adamw":
         return 0.2 * math.sqrt(max(rows, cols))
     return math.sqrt(max(1, rows / max(1, cols)))
-
-
-def _by_kind(matrices: list[torch.Tensor]) -> list[list[int]]:
-    """Places of the matrices of one dtype and device."""
-    kinds: dict[tuple, list[int]] = {}
-    for i, matrix in enumerate(matrices):
-        kinds.setdefault((matrix.dtype, matrix.device), []).append(i)
-    return list(kinds.values())
