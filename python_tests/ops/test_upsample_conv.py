@@ -55,12 +55,12 @@ def test_activations_by_the_math_library(activation, function, slope, backend):
     leaf = z.view(1, 1, 1, -1).clone().requires_grad_()
     out = upsample_conv(leaf, torch.ones(1, 1, 1, 1), None, 1, activation, backend=backend)
     expected = torch.tensor([function(v) for v in z.double().tolist()], dtype=torch.float64)
-    torch.testing.assert_close(out.flatten().double(), expected, rtol=2e-5, atol=2e-7)
+    torch.testing.assert_close(out.flatten().double(), expected, rtol=2e-6, atol=2e-6)
     (grad,) = torch.autograd.grad(out.sum(), leaf)
     if slope is None:
         slope = lambda z: 0.5 * math.erfc(-z / math.sqrt(2)) + z * math.exp(-z * z / 2) / math.sqrt(2 * math.pi)  # noqa: E731
     expected = torch.tensor([slope(v) for v in z.double().tolist()], dtype=torch.float64)
-    torch.testing.assert_close(grad.flatten().double(), expected, rtol=2e-5, atol=2e-6)
+    torch.testing.assert_close(grad.flatten().double(), expected, rtol=2e-6, atol=2e-6)
 
 
 def test_sine_of_large_arguments():

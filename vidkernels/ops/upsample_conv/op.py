@@ -11,9 +11,11 @@ Two roads to the gradient:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
-from vidkernels._op import OpSpec, define
+from vidkernels._op import Op, OpSpec, define
 from vidkernels._pool import empty
 from vidkernels.ops.upsample_conv import reference
 
@@ -47,18 +49,23 @@ def _rows(x):
     return x.permute(0, 2, 3, 1).contiguous()
 
 
-def _native(kernel, x, weight, bias, scale, activation):
-    return _forward(kernel, x, weight, bias, scale, activation, False)[0]
+def _scratch(kernel, like, floats):
+    """The CUDA kernels' working memory; those of the CPU have their own."""
+    return torch.empty(floats, dtype=torch.float32, device=like.device) if kernel.__name__.endswith("_cuda") else None
 
 
-def _forward(kernel, x, weight, bias, scale, activation, with_derivative):
+def _forward(kernel, x, weight, bias, scale, activation, with_derivative=False):
     out = empty(_shape(x, weight, scale), x.dtype, x.device)
     derivative = empty(out.shape, x.dtype, x.device) if with_derivative else None
     kernel(
-        _rows(x), weight.contiguous(), None if bias is None else bias.contiguous(), out, derivative, scale,
-        ACTIVATIONS.index(activation),
+        _rows(x), weight.contiguous(), None if bias is None else bias.contiguous(), out, derivative,
+        _scratch(kernel, x, 0), scale, ACTIVATIONS.index(activation),
     )  # fmt: skip
-    return out.permute(0, 3, 1, 2), None if derivative is None else derivative.permute(0, 3, 1, 2)
+    return out.permute(0, 3, 1, 2), derivative
+
+
+def _native(kernel, *args):
+    return _forward(kernel, *args)[0]
 
 
 def _save(ctx, inputs, output):
@@ -88,21 +95,53 @@ def _supports_backward(backend, grad_out, x, weight, bias, derivative, scale, ac
 def _native_backward(kernel, grad_out, x, weight, bias, derivative, scale, activation, with_x):
     batch, channels, height, width = x.shape
     device, dtype = x.device, x.dtype
+    grad_out = _rows(grad_out)
     grad_x = empty((batch if with_x else 0, height, width, channels), dtype, device)
     grad_weight = empty(tuple(weight.shape), dtype, device)
     grad_bias = empty((weight.shape[0],), dtype, device)
-    x, weight, grad_out = _rows(x), weight.contiguous(), _rows(grad_out)
-    number = ACTIVATIONS.index(activation)
-    if derivative is None and activation != "none":
-        derivative = empty(tuple(grad_out.shape), dtype, device)
-        bias = None if bias is None else bias.contiguous()
-        kernel(x, weight, bias, None, derivative, None, None, None, None, scale, number)
-    elif derivative is not None:
-        derivative = _rows(derivative)
+    derive = derivative is None and activation != "none"
+    derivative = empty(grad_out.shape, dtype, device) if derive else None if derivative is None else _rows(derivative)
     kernel(
-        x, weight, None, grad_out, derivative, grad_x if with_x else None, grad_weight, grad_bias, None, scale, number
-    )
+        grad_out, _rows(x), weight.contiguous(), None if bias is None else bias.contiguous(), derivative, derive,
+        grad_x if with_x else None, grad_weight, grad_bias, _scratch(kernel, x, 0), scale,
+        ACTIVATIONS.index(activation),
+    )  # fmt: skip
     return grad_x.permute(0, 3, 1, 2), grad_weight, grad_bias
+
+
+def _fused(op: Op, default: Callable) -> Callable:
+    """Plain eager calls: the derivative is stored where the kernel runs, torch's autograd serves where torch does."""
+
+    class Fused(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, weight, bias, scale, activation, backend):
+            out, derivative = _forward(op._native_cpu, x, weight, bias, scale, activation, activation != "none")
+            ctx.save_for_backward(x, weight, derivative)
+            ctx.vk_rest = bias is not None, scale, activation
+            return out
+
+        @staticmethod
+        def backward(ctx, grad):
+            x, weight, derivative = ctx.saved_tensors
+            has_bias, scale, activation = ctx.vk_rest
+            if derivative is not None:
+                derivative = derivative.permute(0, 3, 1, 2)
+            with_x = ctx.needs_input_grad[0]
+            grad_x, grad_weight, grad_bias = upsample_conv_backward(
+                grad.to(x.dtype), x, weight, None, derivative, scale, activation, with_x, backend="cpu"
+            )
+            return grad_x if with_x else None, grad_weight, grad_bias if has_bias else None, None, None, None
+
+    def apply(*args):
+        if args[0].is_cpu and args[5] in (None, "cpu"):
+            reason = op.why_not("cpu", *args[:5])
+            if reason is None:
+                return Fused.apply(*args)
+            if args[5] is None:
+                return reference.upsample_conv(*args[:5])
+        return default(*args)
+
+    return apply
 
 
 upsample_conv = define(
@@ -111,11 +150,12 @@ upsample_conv = define(
         schema="(Tensor x, Tensor weight, Tensor? bias, int scale, str activation) -> Tensor",
         reference=reference.upsample_conv,
         fake=_fake,
-        native=None,
+        native=_native,
         supports=_supports,
         setup_context=_save,
         backward=_backward,
         autocast="lower",
+        plain=_fused,
         batched=("x",),
     )
 )
@@ -127,6 +167,7 @@ upsample_conv_backward = define(
         "str activation, bool with_x) -> (Tensor, Tensor, Tensor)",
         reference=reference.upsample_conv_backward,
         fake=_fake_backward,
+        native=_native_backward,
         supports=_supports_backward,
         autocast="lower",
     )
