@@ -50,4 +50,10 @@ struct UpsampleConvBackward {
 VK_CPU_KERNEL(upsample_conv, (const UpsampleConv& a))
 VK_CPU_KERNEL(upsample_conv_backward, (const UpsampleConvBackward& a))
 
+/// Bytes of scratch that the CUDA kernels want.
+int64_t upsample_conv_scratch(const UpsampleConvSizes& s);
+int64_t upsample_conv_backward_scratch(const UpsampleConvSizes& s);
+void upsample_conv_cuda(const UpsampleConv& a, void* stream);
+void upsample_conv_backward_cuda(const UpsampleConvBackward& a, void* stream);
+
 }  // namespace vk

@@ -48,8 +48,7 @@ void forward(const UpsampleConv& a, Unit unit) {
   Scratch<uint32_t> weights(size_t(s.scale * tiles * product.tile_words()));
   Scratch<float> bias(size_t(s.scale * tiles * 16));
   const T* weight = static_cast<const T*>(a.weight);
-  unit == Unit::fma ? pack_forward<float>(p, runs, weight, weights.data())
-                    : pack_forward<bf16>(p, runs, weight, weights.data());
+  pack_forward(p, runs, weight, weights.data());
   for (int64_t i = 0; i < s.scale * tiles * 16; ++i) {
     const int64_t dy = i / (tiles * 16), j = i % (tiles * 16);
     bias[size_t(i)] = a.bias && j < p.row_out ? to_float(static_cast<const T*>(a.bias)[filter_of(s, dy, j)]) : 0.0f;
@@ -75,9 +74,13 @@ void forward(const UpsampleConv& a, Unit unit) {
                    weights.data() + dy * tiles * product.tile_words(), bias.data() + dy * tiles * 16, z.data());
           each_segment(p, m0, n, [&](int64_t y, int64_t px, int64_t at, int64_t count) {
             const int64_t row = (b * s.height + first + y) * s.scale + dy, to = (row * s.width + px) * p.row_out;
-            activate(s.activation, z.data() + at * p.row_out, count * p.row_out,
-                     a.out ? static_cast<T*>(a.out) + to : nullptr,
-                     a.derivative ? static_cast<T*>(a.derivative) + to : nullptr);
+            const float* from = z.data() + at * p.row_out;
+            T *out = a.out ? static_cast<T*>(a.out) + to : nullptr,
+              *derivative = a.derivative ? static_cast<T*>(a.derivative) + to : nullptr;
+#if defined(VK_UPCONV_BF16)
+            if (unit != Unit::fma) return activate_by_hardware(s.activation, from, count * p.row_out, out, derivative);
+#endif
+            activate(s.activation, from, count * p.row_out, out, derivative);
           });
         }
       }
@@ -104,14 +107,23 @@ int64_t spread_words(const Plan& p, const char* strip, int64_t plane, int64_t po
   const int64_t steps = p.unit == Unit::tiles ? ceil_div(positions, 32) * 16 : ceil_div(positions, 2);
   for (int64_t k = 0; k < steps; ++k) {
     uint32_t* row = words + k * columns;
-    if (2 * k >= positions) {
+    if (2 * k >= positions) {  // up to whole tiles
       std::memset(row, 0, size_t(columns) * 4);
       continue;
     }
     const bool second = 2 * k + 1 < positions;
     for (int64_t dy = 0; dy < p.s.scale; ++dy, row += p.row_out) {
       const uint16_t *low = dz + dy * plane + (origin + 2 * k) * p.row_in, *high = low + p.row_in;
-      for (int64_t j = 0; j < p.row_out; ++j) row[j] = low[j] | (second ? uint32_t(high[j]) << 16 : 0);
+      for (int64_t j = 0; j < p.row_out; j += 16) {  // what goes too far is written again by the next row
+        I16 word;
+        VK_EACH_PART {
+          PartH a, b{};
+          std::memcpy(&a, low + j + i * kPartLanes, sizeof a);
+          if (second) std::memcpy(&b, high + j + i * kPartLanes, sizeof b);
+          word.p[i] = __builtin_convertvector(a, PartI) | __builtin_convertvector(b, PartI) << 16;
+        }
+        std::memcpy(row + j, &word, sizeof word);
+      }
     }
   }
   return steps;
@@ -156,12 +168,21 @@ void spread_left(const Plan& p, const Left& left, const char* strip, int64_t hei
     for (int64_t e = 0; e < positions * p.in; ++e) to[e] = x[e] | uint32_t(x[e + p.in]) << 16;
   } else if (p.unit == Unit::tiles) {
     uint16_t* planes = reinterpret_cast<uint16_t*>(to);
-    for (int64_t c = 0; c < left.channels; ++c) {
-      uint16_t* plane = planes + c * left.plane;
-      int64_t m = 0;
-      if (c < p.s.in)
-        for (; m < positions; ++m) plane[m] = x[m * p.in + c];
-      std::memset(plane + m, 0, size_t(left.plane - m) * 2);
+    for (int64_t c0 = 0; c0 < left.channels; c0 += 32) {  // 16 positions of 16 words, which are two channels each
+      const int64_t n = left.channels - c0 < 32 ? left.channels - c0 : 32;
+      for (int64_t m = 0; m < left.plane; m += 16) {
+        V16 r[16];
+        for (int64_t l = 0; l < 16; ++l)
+          r[l] = m + l < positions ? load(reinterpret_cast<const float*>(x + (m + l) * p.in + c0)) : V16(0.0f);
+        transpose16(r);
+        for (int64_t c = 0; c < n; ++c) {
+          I16 word;
+          std::memcpy(&word, &r[c / 2], sizeof word);
+          PartH half[kParts];
+          VK_EACH_PART half[i] = __builtin_convertvector(c % 2 ? word.p[i] >> 16 : word.p[i], PartH);
+          std::memcpy(planes + (c0 + c) * left.plane + m, half, sizeof half);
+        }
+      }
     }
   }
 }
@@ -174,9 +195,9 @@ void multiply_left(const Plan& p, const Left& left, const char* strip, [[maybe_u
   for (int64_t ky = 0; ky < p.s.kh; ++ky, sums += taps) {
 #if defined(VK_UPCONV_BF16)
     if (p.unit == Unit::tiles) {
-      for (int64_t kx = 0; kx < p.s.kw; ++kx)
-        gradient_tiles_run(reinterpret_cast<const char*>(spread) + (ky * p.pitch + kx) * 2, left.plane * 2, left.rows,
-                           left.groups, dz, columns, steps, fresh, sums + kx * left.channels * columns);
+      const Planes planes{reinterpret_cast<const char*>(spread) + ky * p.pitch * 2, left.plane * 2, left.rows,
+                          left.groups};
+      gradient_tiles_run(planes, p.s.kw * left.groups, dz, columns, steps, fresh, sums);
       continue;
     }
     if (p.unit == Unit::dot) {
@@ -196,17 +217,21 @@ void finish(const UpsampleConvBackward& a, const Plan& p, const Left& left, cons
   const UpsampleConvSizes& s = p.s;
   const int64_t taps = s.kh * s.kw, filter = s.in * taps, used = s.scale * p.row_out;
   parallel_for(columns / 16, 1 + 4096 / (16 * filter), [&](int64_t n0, int64_t n1) {
-    Scratch<T> lanes(size_t(16 * filter));
+    Scratch<T> lanes(size_t(16 * filter + 16));
     for (int64_t n = n0 * 16; n < n1 * 16; n += 16) {
-      float lane[16];
-      for (int64_t t = 0; t < taps; ++t)
-        for (int64_t c = 0; c < s.in; ++c) {
+      for (int64_t k = 0; k < filter; k += 16) {
+        V16 r[16];
+        for (int64_t l = 0; l < 16; ++l) {
+          const int64_t at = k + l < filter ? k + l : k, c = at / taps, t = at - c * taps;
           const float* from = sums + (t * left.channels + c) * columns + n;
-          V16 sum = load(from);
-          for (int64_t i = 1; i < chunks; ++i) sum = sum + load(from + i * chunk_floats);
-          store(lane, sum);
-          for (int64_t l = 0; l < 16; ++l) lanes[size_t(l * filter + c * taps + t)] = from_float<T>(lane[l]);
+          r[l] = load(from);
+          for (int64_t i = 1; i < chunks; ++i) r[l] = r[l] + load(from + i * chunk_floats);
         }
+        transpose16(r);
+        const int64_t whole = filter - k < 16 ? filter - k : 16;
+        for (int64_t l = 0; l < 16; ++l) store_some(lanes.data() + l * filter + k, r[l], whole);
+      }
+      float lane[16];
       V16 sum = load(bias_sums + n);
       for (int64_t i = 1; i < chunks; ++i) sum = sum + load(bias_sums + i * columns + n);
       store(lane, sum);
@@ -232,7 +257,7 @@ void backward(const UpsampleConvBackward& a, Unit unit) {
     offset[size_t(r)] = (r % s.scale * plane + r / s.scale * p.pitch * p.row_in) * p.size;
   const Product product{runs, rows, p.row_in * p.size, offset.data(), tiles, s.in};
   Scratch<uint32_t> weights(size_t(a.grad_x ? tiles * product.tile_words() : 0));
-  if (a.grad_x) pack_backward<Number>(p, runs, static_cast<const T*>(a.weight), weights.data());
+  if (a.grad_x) pack_backward(p, runs, static_cast<const T*>(a.weight), weights.data());
 
   const int64_t total = s.batch * p.strips, columns = ceil_div(s.scale * p.row_out, 16) * 16;
   const int64_t chunk_floats = s.kh * s.kw * left.channels * columns;
@@ -267,7 +292,7 @@ void backward(const UpsampleConvBackward& a, Unit unit) {
             multiply(unit, product, strip + m0 * product.pixel, n, weights.data(), nullptr, z.data());
             each_segment(p, m0, n, [&](int64_t y, int64_t px, int64_t at, int64_t count) {
               const int64_t to = ((b * s.height + first + y) * s.width + px) * s.in;
-              copy_numbers<T, float>(z.data() + at * s.in, nullptr, static_cast<T*>(a.grad_x) + to, count * s.in);
+              copy_numbers<T, float>(unit, z.data() + at * s.in, nullptr, static_cast<T*>(a.grad_x) + to, count * s.in);
             });
           }
         }

@@ -71,6 +71,56 @@ VK_INLINE V16 load_some(const T* p, int64_t n) {
   return load16(lane);
 }
 
+#if defined(__AVX512F__) && defined(__linux__)
+#define VK_UPCONV_BF16 1
+#define VK_DOT __attribute__((target("avx512bf16")))
+/// Rounds as store16 does, by the instruction that comes with the bf16 products.
+template <class T>
+__attribute__((target("avx512bf16"), always_inline)) inline void store16_by_hardware(T* p, const V16& v) {
+  if constexpr (std::is_same_v<T, bf16>)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_maskz_cvtneps_pbh(0xffff, (__m512)v.p[0]));
+  else
+    store16(p, v);
+}
+#endif
+
+#if defined(__AVX512F__)
+/// Lanes with bit D of their number change places with rows that have it; all four D make a transposition.
+template <int D>
+VK_INLINE void swap_bit(V16* r) {
+  PartI low, high;
+#pragma GCC unroll 16
+  for (int lane = 0; lane < 16; ++lane) {
+    low[lane] = lane & D ? lane + 16 - D : lane;
+    high[lane] = lane & D ? lane + 16 : lane + D;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i)
+    if (!(i & D)) {
+      const __m512 a = (__m512)r[i].p[0], b = (__m512)r[i + D].p[0];
+      r[i].p[0] = (PartF)_mm512_permutex2var_ps(a, (__m512i)low, b);
+      r[i + D].p[0] = (PartF)_mm512_permutex2var_ps(a, (__m512i)high, b);
+    }
+}
+#endif
+/// r[i] lane j <-> r[j] lane i.
+VK_INLINE void transpose16(V16* r) {
+#if defined(__AVX512F__)
+  swap_bit<8>(r);
+  swap_bit<4>(r);
+  swap_bit<2>(r);
+  swap_bit<1>(r);
+#else
+  float lane[16][16];
+  for (int i = 0; i < 16; ++i) store(lane[i], r[i]);
+  for (int i = 0; i < 16; ++i) {
+    float column[16];
+    for (int j = 0; j < 16; ++j) column[j] = lane[j][i];
+    r[i] = load(column);
+  }
+#endif
+}
+
 VK_INLINE V16 absolute(V16 x) {
   VK_EACH_PART x.p[i] = (PartF)((PartI)x.p[i] & 0x7fffffff);
   return x;
@@ -102,8 +152,24 @@ struct Activate<Activation::relu, kFine> {
 // error (4e-7 with eight terms, 3e-4 with four); gelu = max(z, 0) - a tail; slope = phi + z exp(-z^2 / 2) / sqrt(2 pi).
 template <bool kFine>
 struct Activate<Activation::gelu, kFine> {
+  /// 2^x to 1e-4 relative.
+  static VK_INLINE V16 coarse_exp2(const V16& x) {
+#if defined(__AVX512F__)
+    V16 n;
+    n.p[0] = (PartF)_mm512_maskz_roundscale_ps(0xffff, (__m512)x.p[0], 0);
+    const V16 f = x - n;
+    V16 p = madd(f, V16(0.0551716948f), V16(0.242611373f));
+    p = madd(p, f, V16(0.693261002f));
+    p = madd(p, f, V16(0.999928059f));
+    p.p[0] = (PartF)_mm512_maskz_scalef_ps(0xffff, (__m512)p.p[0], (__m512)n.p[0]);
+    return p;
+#else
+    return exp2(x);
+#endif
+  }
   static VK_INLINE V16 tail(const V16& a, V16& e) {
-    e = exp2(a * a * V16(-0.72134752f));
+    const V16 power = a * a * V16(-0.72134752f);
+    e = kFine ? exp2(power) : coarse_exp2(power);
     const V16 d = madd(a, V16(0.3f), V16(1.0f));
     V16 t;
 #if defined(__AVX512F__)
@@ -183,38 +249,52 @@ struct Activate<Activation::sine, kFine> {
   }
 };
 
-/// n numbers of z become values and, if wanted, slopes.
-template <Activation kActivation, class T>
-inline void activate_as(const float* z, int64_t n, T* out, T* derivative) {
-  using F = Activate<kActivation, sizeof(T) == 4 || std::is_same_v<T, f16>>;
-  int64_t i = 0;
-  if (!derivative) {
-    for (; i + 16 <= n; i += 16) store16(out + i, F::value(load(z + i)));
-    if (i < n) store_some(out + i, F::value(load_some(z + i, n - i)), n - i);
-    return;
+/// n numbers of z become values and, if wanted, slopes; and n numbers are copied, multiplied if there is a factor.
+#define VK_ACTIVATE(activate_as, activate, scale_numbers, store16, attribute)                                        \
+  template <Activation kActivation, class T>                                                                         \
+  attribute inline void activate_as(const float* z, int64_t n, T* out, T* derivative) {                              \
+    using F = Activate<kActivation, !std::is_same_v<T, bf16>>;                                                       \
+    int64_t i = 0;                                                                                                   \
+    if (!derivative) {                                                                                               \
+      for (; i + 16 <= n; i += 16) store16(out + i, F::value(load(z + i)));                                          \
+      if (i < n) store_some(out + i, F::value(load_some(z + i, n - i)), n - i);                                      \
+      return;                                                                                                        \
+    }                                                                                                                \
+    V16 v, slope;                                                                                                    \
+    for (; i + 16 <= n; i += 16) {                                                                                   \
+      F::both(load(z + i), v, slope);                                                                                \
+      if (out) store16(out + i, v);                                                                                  \
+      store16(derivative + i, slope);                                                                                \
+    }                                                                                                                \
+    if (i < n) {                                                                                                     \
+      F::both(load_some(z + i, n - i), v, slope);                                                                    \
+      if (out) store_some(out + i, v, n - i);                                                                        \
+      store_some(derivative + i, slope, n - i);                                                                      \
+    }                                                                                                                \
+  }                                                                                                                  \
+  template <class T>                                                                                                 \
+  attribute inline void activate(Activation activation, const float* z, int64_t n, T* out, T* derivative) {          \
+    switch (activation) {                                                                                            \
+      case Activation::none: return activate_as<Activation::none>(z, n, out, derivative);                            \
+      case Activation::gelu: return activate_as<Activation::gelu>(z, n, out, derivative);                            \
+      case Activation::sine: return activate_as<Activation::sine>(z, n, out, derivative);                            \
+      case Activation::relu: return activate_as<Activation::relu>(z, n, out, derivative);                            \
+    }                                                                                                                \
+  }                                                                                                                  \
+  template <class To, class From>                                                                                    \
+  attribute inline void scale_numbers(const From* from, const From* factor, To* to, int64_t n) {                     \
+    int64_t i = 0;                                                                                                   \
+    for (; i + 16 <= n; i += 16) store16(to + i, factor ? load16(from + i) * load16(factor + i) : load16(from + i)); \
+    if (i == n) return;                                                                                              \
+    const V16 last = load_some(from + i, n - i);                                                                     \
+    store_some(to + i, factor ? last * load_some(factor + i, n - i) : last, n - i);                                  \
   }
-  V16 v, slope;
-  for (; i + 16 <= n; i += 16) {
-    F::both(load(z + i), v, slope);
-    if (out) store16(out + i, v);
-    store16(derivative + i, slope);
-  }
-  if (i < n) {
-    F::both(load_some(z + i, n - i), v, slope);
-    if (out) store_some(out + i, v, n - i);
-    store_some(derivative + i, slope, n - i);
-  }
-}
 
-template <class T>
-inline void activate(Activation activation, const float* z, int64_t n, T* out, T* derivative) {
-  switch (activation) {
-    case Activation::none: return activate_as<Activation::none>(z, n, out, derivative);
-    case Activation::gelu: return activate_as<Activation::gelu>(z, n, out, derivative);
-    case Activation::sine: return activate_as<Activation::sine>(z, n, out, derivative);
-    case Activation::relu: return activate_as<Activation::relu>(z, n, out, derivative);
-  }
-}
+VK_ACTIVATE(activate_as, activate, scale_numbers, store16, )
+#if defined(VK_UPCONV_BF16)
+VK_ACTIVATE(activate_as_by_hardware, activate_by_hardware, scale_numbers_by_hardware, store16_by_hardware, VK_DOT)
+#endif
+#undef VK_ACTIVATE
 
 }  // namespace
 }  // namespace vk::VK_ISA

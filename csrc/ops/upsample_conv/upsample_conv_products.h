@@ -8,12 +8,10 @@
 // Three units do the sums: fma (float32), dot (pairs of bf16, AVX-512) and tiles (AMX, 16 x 16 sums at once).
 // Numbers come in words of 32 bits: one float, or two bf16. Weights come in columns of 16: [tile][run][word][16].
 #pragma once
-#include "core/half.h"
-#include "core/vec.h"
-#if defined(__AVX512F__) && defined(__linux__)
+#include "ops/upsample_conv/upsample_conv_lanes.h"
+#if defined(VK_UPCONV_BF16)
 #include <sys/syscall.h>
 #include <unistd.h>
-#define VK_UPCONV_BF16 1
 #define VK_AMX __attribute__((target("amx-tile,amx-bf16")))
 #endif
 
@@ -102,7 +100,6 @@ __attribute__((target("avx512bf16"),
     }
   }
 }
-#define VK_DOT __attribute__((target("avx512bf16")))
 #endif
 
 /// MP positions against NV tiles, from tile t on.
@@ -243,59 +240,79 @@ VK_AMX inline void tiles_product(const Product& p, const char* base, int64_t n, 
   while (t > 0) tiles_all<2>(p, base, n, weights, bias, t -= 2, z);
 }
 
-/// As gradient_run, for planes of channels: sums[i][n] += planes[i][p] dz[p][n]; q: the first of `rows` planes.
+/// The strip as planes of channels, for the weight gradient. A unit is `rows` planes seen by one tap of a row: unit u
+/// belongs to tap u / groups and begins with plane u % groups * rows.
+struct Planes {
+  const char* data;
+  int64_t plane, rows, groups;  // plane: bytes
+  VK_INLINE const char* unit(int64_t u) const { return data + u / groups * 2 + u % groups * rows * plane; }
+};
+
+/// sums[u][row][n] += planes[row][p + tap] dz[p][n] for M units from u on and N tiles of columns.
 template <int M, int N>
-VK_AMX inline void gradient_block(const char* q, int64_t plane, int64_t rows, const char* dz, int64_t stride,
-                                  int64_t steps, bool fresh, float* sums) {
-  float* below = sums + rows * stride;
-  const int64_t bytes = stride * 4;
+VK_AMX inline void gradient_block(const Planes& p, int64_t u, const char* dz, int64_t stride, int64_t steps, bool fresh,
+                                  float* sums) {
+  static_assert((M == 2 && N == 2) || (M <= 3 && N == 1) || (M == 1 && N == 2));
+  const int64_t bytes = stride * 4, unit = p.rows * stride;
+  sums += u * unit;
   if (fresh) {
     _tile_zero(0);
-    if constexpr (N > 1) _tile_zero(1);
-    if constexpr (M > 1) _tile_zero(2);
-    if constexpr (M > 1 && N > 1) _tile_zero(3);
+    if constexpr (N > 1 || M > 1) _tile_zero(1);
+    if constexpr (M * N > 2) _tile_zero(2);
+    if constexpr (M * N > 3) _tile_zero(3);
   } else {
     _tile_loadd(0, sums, bytes);
     if constexpr (N > 1) _tile_loadd(1, sums + 16, bytes);
-    if constexpr (M > 1) _tile_loadd(2, below, bytes);
-    if constexpr (M > 1 && N > 1) _tile_loadd(3, below + 16, bytes);
+    if constexpr (N == 1 && M > 1) _tile_loadd(1, sums + unit, bytes);
+    if constexpr (N > 1 && M > 1) _tile_loadd(2, sums + unit, bytes);
+    if constexpr (N > 1 && M > 1) _tile_loadd(3, sums + unit + 16, bytes);
+    if constexpr (N == 1 && M > 2) _tile_loadd(2, sums + 2 * unit, bytes);
   }
-  for (int64_t k = 0; k < steps; k += 16, q += 64, dz += 16 * bytes) {
-    _tile_loadd(4, q, plane);
+  const char *q0 = p.unit(u), *q1 = p.unit(u + 1), *q2 = p.unit(u + 2);
+  for (int64_t k = 0; k < steps; k += 16, dz += 16 * bytes) {
+    const int64_t at = k * 4;
     _tile_loadd(6, dz, bytes);
+    _tile_loadd(4, q0 + at, p.plane);
     _tile_dpbf16ps(0, 4, 6);
     if constexpr (N > 1) {
       _tile_loadd(7, dz + 64, bytes);
       _tile_dpbf16ps(1, 4, 7);
     }
     if constexpr (M > 1) {
-      _tile_loadd(5, q + rows * plane, plane);
-      _tile_dpbf16ps(2, 5, 6);
-      if constexpr (N > 1) _tile_dpbf16ps(3, 5, 7);
+      _tile_loadd(5, q1 + at, p.plane);
+      if constexpr (N > 1) {
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+      } else {
+        _tile_dpbf16ps(1, 5, 6);
+      }
+    }
+    if constexpr (N == 1 && M > 2) {
+      _tile_loadd(4, q2 + at, p.plane);
+      _tile_dpbf16ps(2, 4, 6);
     }
   }
   _tile_stored(0, sums, bytes);
   if constexpr (N > 1) _tile_stored(1, sums + 16, bytes);
-  if constexpr (M > 1) _tile_stored(2, below, bytes);
-  if constexpr (M > 1 && N > 1) _tile_stored(3, below + 16, bytes);
+  if constexpr (N == 1 && M > 1) _tile_stored(1, sums + unit, bytes);
+  if constexpr (N > 1 && M > 1) _tile_stored(2, sums + unit, bytes);
+  if constexpr (N > 1 && M > 1) _tile_stored(3, sums + unit + 16, bytes);
+  if constexpr (N == 1 && M > 2) _tile_stored(2, sums + 2 * unit, bytes);
 }
 
-/// Planes 0 .. groups * rows - 1 against all columns.
-template <int N>
-VK_AMX inline void gradient_tiles(const char* q, int64_t plane, int64_t rows, int64_t groups, const char* dz,
-                                  int64_t stride, int64_t steps, bool fresh, float* sums) {
-  int64_t g = 0;
-  for (; g + 2 <= groups; g += 2)
-    gradient_block<2, N>(q + g * rows * plane, plane, rows, dz, stride, steps, fresh, sums + g * rows * stride);
-  if (g < groups)
-    gradient_block<1, N>(q + g * rows * plane, plane, rows, dz, stride, steps, fresh, sums + g * rows * stride);
-}
-VK_AMX inline void gradient_tiles_run(const char* q, int64_t plane, int64_t rows, int64_t groups, const char* dz,
-                                      int64_t stride, int64_t steps, bool fresh, float* sums) {
+/// All units of one row of taps against all columns.
+VK_AMX inline void gradient_tiles_run(const Planes& p, int64_t units, const char* dz, int64_t stride, int64_t steps,
+                                      bool fresh, float* sums) {
   int64_t n = 0;
-  for (; n + 32 <= stride; n += 32)
-    gradient_tiles<2>(q, plane, rows, groups, dz + n * 4, stride, steps, fresh, sums + n);
-  if (n < stride) gradient_tiles<1>(q, plane, rows, groups, dz + n * 4, stride, steps, fresh, sums + n);
+  for (; n + 32 <= stride; n += 32) {
+    int64_t u = 0;
+    for (; u + 2 <= units; u += 2) gradient_block<2, 2>(p, u, dz + n * 4, stride, steps, fresh, sums + n);
+    if (u < units) gradient_block<1, 2>(p, u, dz + n * 4, stride, steps, fresh, sums + n);
+  }
+  if (n == stride) return;
+  int64_t u = 0;
+  for (; u + 3 <= units; u += 3) gradient_block<3, 1>(p, u, dz + n * 4, stride, steps, fresh, sums + n);
+  for (; u < units; ++u) gradient_block<1, 1>(p, u, dz + n * 4, stride, steps, fresh, sums + n);
 }
 #endif
 

@@ -44,42 +44,49 @@ struct Plan {
   }
 };
 
-template <class To, class From>
-VK_INLINE To number(From x) {
-  return from_float<To>(to_float(x));
-}
-
 /// n numbers, multiplied where there is a factor.
 template <class To, class From>
-inline void copy_numbers(const From* from, const From* factor, To* to, int64_t n) {
+inline void copy_numbers([[maybe_unused]] Unit unit, const From* from, const From* factor, To* to, int64_t n) {
   if (!factor && std::is_same_v<To, From>) {
-    std::memcpy(to, from, size_t(n) * sizeof(To));
+    std::memcpy(static_cast<void*>(to), from, size_t(n) * sizeof(To));
     return;
   }
-  int64_t i = 0;
-  for (; i + 16 <= n; i += 16) store16(to + i, factor ? load16(from + i) * load16(factor + i) : load16(from + i));
-  if (i < n)
-    store_some(to + i, factor ? load_some(from + i, n - i) * load_some(factor + i, n - i) : load_some(from + i, n - i),
-               n - i);
+#if defined(VK_UPCONV_BF16)
+  if (unit != Unit::fma) return scale_numbers_by_hardware(from, factor, to, n);
+#endif
+  scale_numbers(from, factor, to, n);
 }
 
-/// One row of `width` pixels with its border: `channels` numbers each, padded to `pixel`.
-template <class To, class From>
-inline void fill_row(const From* from, const From* factor, int64_t width, int64_t channels, int64_t border,
-                     int64_t pixel, To* to) {
-  std::memset(static_cast<void*>(to), 0, size_t(border * pixel) * sizeof(To));
-  to += border * pixel;
-  if (channels == pixel) {
-    copy_numbers(from, factor, to, width * channels);
-  } else {
-    for (int64_t x = 0; x < width; ++x)
-      for (int64_t c = 0; c < pixel; ++c)
-        to[x * pixel + c] = c >= channels ? To{}
-                            : factor
-                                ? from_float<To>(to_float(from[x * channels + c]) * to_float(factor[x * channels + c]))
-                                : number<To>(from[x * channels + c]);
+template <int kChannels, class T>
+VK_INLINE void widen_pixels(const T* from, int64_t width, int64_t channels, int64_t pixel, T* to) {
+  const int64_t n = kChannels ? kChannels : channels, step = kChannels ? kChannels + 1 : pixel;
+  for (int64_t x = 0; x < width; ++x) {
+    for (int64_t c = 0; c < n; ++c) to[x * step + c] = from[x * n + c];
+    to[x * step + n] = T{};
   }
-  std::memset(static_cast<void*>(to + width * pixel), 0, size_t(border * pixel) * sizeof(To));
+}
+
+/// One row of `width` pixels with its border: `channels` numbers each, padded to `pixel`, which is at most one more.
+template <class To, class From>
+inline void fill_row(const Plan& p, const From* from, const From* factor, int64_t channels, int64_t pixel, To* to) {
+  const int64_t width = p.s.width, border = p.s.kw / 2 * pixel;
+  std::memset(static_cast<void*>(to), 0, size_t(border) * sizeof(To));
+  to += border;
+  if (channels == pixel) {
+    copy_numbers(p.unit, from, factor, to, width * channels);
+  } else {
+    constexpr int64_t kPixels = 64;
+    Scratch<To> dense(size_t(kPixels * channels));
+    for (int64_t x = 0; x < width; x += kPixels) {
+      const int64_t n = width - x < kPixels ? width - x : kPixels;
+      copy_numbers(p.unit, from + x * channels, factor ? factor + x * channels : nullptr, dense.data(), n * channels);
+      if (channels == 3)
+        widen_pixels<3>(dense.data(), n, channels, pixel, to + x * pixel);
+      else
+        widen_pixels<0>(dense.data(), n, channels, pixel, to + x * pixel);
+    }
+  }
+  std::memset(static_cast<void*>(to + width * pixel), 0, size_t(border) * sizeof(To));
 }
 
 /// The image rows from first - kh / 2 on, as [strip row][position][pixel]; rows outside are zeros. `step` image rows of
@@ -93,8 +100,7 @@ inline void fill_strip(const Plan& p, const From* image, const From* factor, int
     if (y < 0 || y >= p.s.height)
       std::memset(static_cast<void*>(to), 0, size_t(span) * sizeof(To));
     else
-      fill_row(image + y * row_numbers, factor ? factor + y * row_numbers : nullptr, p.s.width, channels, p.s.kw / 2,
-               pixel, to);
+      fill_row(p, image + y * row_numbers, factor ? factor + y * row_numbers : nullptr, channels, pixel, to);
   }
   std::memset(static_cast<void*>(to), 0, size_t(48 * pixel + 64) * sizeof(To));
 }
@@ -104,60 +110,92 @@ inline int64_t filter_of(const UpsampleConvSizes& s, int64_t dy, int64_t j) {
   return (j % s.out * s.scale + dy) * s.scale + j / s.out;
 }
 
-/// lanes [16][words] -> words [chunk][word][16]; words that a chunk repeats become zeros.
-inline void store_run(const uint32_t* lanes, const Runs& runs, uint32_t* to) {
+/// Rows of sixteen lanes, one row per number of a run -> words [chunk][word][16]; words that a chunk repeats are zeros.
+/// rows(e): where the lanes of number e lie, or null for zeros.
+template <class F>
+VK_INLINE void store_run(const Plan& p, const Runs& runs, F rows, uint32_t* to) {
+  const auto bits = [&](int64_t e) {
+    I16 u{};
+    if (const float* from = rows(e)) std::memcpy(&u, from, sizeof u);
+    return u;
+  };
   for (int64_t c = 0; c < runs.chunks; ++c)
     for (int64_t k = 0; k < runs.words; ++k, to += 16) {
       const int64_t at = runs.at(c) + k;
-      const bool repeated = at < c * runs.words;
-      for (int64_t l = 0; l < 16; ++l) to[l] = repeated ? 0 : lanes[l * runs.run + at];
+      I16 word{};
+      if (at < c * runs.words) {
+      } else if (p.unit == Unit::fma) {
+        word = bits(at);
+      } else {
+        const I16 low = bits(2 * at), high = bits(2 * at + 1);  // floats that are bf16 numbers
+        VK_EACH_PART word.p[i] = ((low.p[i] >> 16) & 0xffff) | (high.p[i] & int32_t(0xffff0000u));
+      }
+      std::memcpy(to, &word, sizeof word);
     }
 }
 
 /// weights[dy][tile][ky][...]: what products of x strips take.
-template <class Number, class T>
+template <class T>
 inline void pack_forward(const Plan& p, const Runs& runs, const T* weight, uint32_t* packed) {
   const UpsampleConvSizes& s = p.s;
-  const int64_t tiles = ceil_div(p.row_out, 16), taps = s.kh * s.kw, words = runs.padded() * 16;
-  parallel_for(s.scale * tiles, 1 + 8192 / (16 * s.in * taps), [&](int64_t i0, int64_t i1) {
-    Scratch<uint32_t> lanes(size_t(s.kh * 16 * runs.run));
+  const int64_t tiles = ceil_div(p.row_out, 16), taps = s.kh * s.kw, filter = s.in * taps, words = runs.padded() * 16;
+  parallel_for(s.scale * tiles, 1 + 8192 / (16 * filter), [&](int64_t i0, int64_t i1) {
+    Scratch<float> lanes(size_t((filter + 16) * 16));  // [number of a filter][16 filters]
     for (int64_t i = i0; i < i1; ++i) {
-      std::memset(lanes.data(), 0, lanes.size() * 4);
       const int64_t dy = i / tiles, j0 = i % tiles * 16;
-      for (int64_t l = 0; l < 16 && j0 + l < p.row_out; ++l) {
-        const T* w = weight + filter_of(s, dy, j0 + l) * s.in * taps;
-        Number* to = reinterpret_cast<Number*>(lanes.data() + l * runs.run);
-        for (int64_t ky = 0; ky < s.kh; ++ky)
-          for (int64_t kx = 0; kx < s.kw; ++kx) {
-            Number* row = to + (ky * 16 * runs.run * p.per_word) + kx * p.in;
-            const T* from = w + ky * s.kw + kx;
-            for (int64_t c = 0; c < s.in; ++c) row[c] = number<Number>(from[c * taps]);
-          }
+      for (int64_t k = 0; k < filter; k += 16) {
+        V16 r[16];
+        const int64_t n = filter - k < 16 ? filter - k : 16;
+        for (int64_t l = 0; l < 16; ++l) {
+          const int64_t o = filter_of(s, dy, j0 + l);
+          r[l] = j0 + l >= p.row_out ? V16(0.0f)
+                 : n == 16           ? load16(weight + o * filter + k)
+                                     : load_some(weight + o * filter + k, n);
+        }
+        transpose16(r);
+        for (int64_t l = 0; l < 16; ++l) store(lanes.data() + (k + l) * 16, r[l]);
       }
       for (int64_t ky = 0; ky < s.kh; ++ky)
-        store_run(lanes.data() + ky * 16 * runs.run, runs, packed + (i * s.kh + ky) * words);
+        store_run(
+            p, runs,
+            [&](int64_t e) {
+              const int64_t kx = e / p.in, c = e - kx * p.in;
+              return c < s.in ? lanes.data() + (c * taps + ky * s.kw + kx) * 16 : nullptr;
+            },
+            packed + (i * s.kh + ky) * words);
     }
   });
 }
 
 /// weights[tile of input channels][turned ky][dy][...]: what products of dz strips take.
-template <class Number, class T>
+template <class T>
 inline void pack_backward(const Plan& p, const Runs& runs, const T* weight, uint32_t* packed) {
   const UpsampleConvSizes& s = p.s;
-  const int64_t tiles = ceil_div(s.in, 16), taps = s.kh * s.kw, rows = s.kh * s.scale, words = runs.padded() * 16;
-  parallel_for(tiles * rows, 1 + 8192 / (16 * runs.run), [&](int64_t i0, int64_t i1) {
-    Scratch<uint32_t> lanes(size_t(16 * runs.run));
+  const int64_t tiles = ceil_div(s.in, 16), taps = s.kh * s.kw, filter = s.in * taps, words = runs.padded() * 16;
+  parallel_for(tiles * s.scale, 1 + 8192 / (16 * runs.run), [&](int64_t i0, int64_t i1) {
+    Scratch<float> lanes(size_t((taps + 16) * p.row_out * 16));  // [tap][column of row dy][16 channels]
     for (int64_t i = i0; i < i1; ++i) {
-      std::memset(lanes.data(), 0, lanes.size() * 4);
-      const int64_t c0 = i / rows * 16, ky = s.kh - 1 - i % rows / s.scale, dy = i % s.scale;
-      const int64_t n = s.in - c0 < 16 ? s.in - c0 : 16;
-      for (int64_t kx = 0; kx < s.kw; ++kx)
-        for (int64_t j = 0; j < p.row_out; ++j) {
-          const T* from = weight + (filter_of(s, dy, j) * s.in + c0) * taps + ky * s.kw + s.kw - 1 - kx;
-          Number* to = reinterpret_cast<Number*>(lanes.data()) + kx * p.row_in + j;
-          for (int64_t l = 0; l < n; ++l) to[l * runs.run * p.per_word] = number<Number>(from[l * taps]);
+      const int64_t c0 = i / s.scale * 16, dy = i % s.scale;
+      for (int64_t j = 0; j < p.row_out; ++j) {
+        const T* from = weight + filter_of(s, dy, j) * filter;
+        for (int64_t t = 0; t < taps; t += 16) {
+          V16 r[16];
+          for (int64_t l = 0; l < 16; ++l) {
+            const int64_t at = (c0 + l) * taps + t, n = filter - at < 16 ? filter - at : 16;
+            r[l] = n <= 0 ? V16(0.0f) : n == 16 ? load16(from + at) : load_some(from + at, n);
+          }
+          transpose16(r);
+          for (int64_t l = 0; l < 16 && t + l < taps; ++l) store(lanes.data() + ((t + l) * p.row_out + j) * 16, r[l]);
         }
-      store_run(lanes.data(), runs, packed + i * words);
+      }
+      for (int64_t ky = 0; ky < s.kh; ++ky)
+        store_run(
+            p, runs,
+            [&](int64_t e) {
+              const int64_t kx = e / p.row_in, j = e - kx * p.row_in, tap = taps - 1 - (ky * s.kw + kx);
+              return j < p.row_out ? lanes.data() + (tap * p.row_out + j) * 16 : nullptr;
+            },
+            packed + ((i / s.scale * s.kh + ky) * s.scale + dy) * words);
     }
   });
 }
