@@ -166,6 +166,7 @@ def test_autocast_of_float32_parameters():
         ({"bias": torch.zeros(7)}, "one number per filter"),
         ({"activation": "tanh"}, "`activation`"),
         ({"weight": torch.zeros(8, 3, 3, 3, dtype=torch.float64)}, "one dtype"),
+        ({"bias": torch.zeros(8, dtype=torch.float16)}, "one dtype"),
     ],
 )
 def test_refusals(change, message):

@@ -22,7 +22,8 @@ struct UpsampleConvSizes {
   int64_t out;                       // C, channels after the shuffle
   int64_t kh, kw, scale;
   Activation activation;
-  Element element;  // of every tensor; never f64
+  Element element;         // of the images; never f64
+  Element weight_element;  // of weight, bias and their gradients: the same, or f32 (then products take them rounded)
 };
 
 struct UpsampleConv {
@@ -32,7 +33,7 @@ struct UpsampleConv {
   const void* bias;    // [C s s] or null
   void* out;           // [B, H s, W s, C] or null
   void* derivative;    // the same or null
-  void* scratch;       // CUDA only: the weight in the kernel's order
+  void* scratch;       // CUDA only
 };
 
 struct UpsampleConvBackward {

@@ -11,14 +11,14 @@ UpsampleConvSizes sizes_of(const Check& check, const Tensor& x, const Tensor& we
   check.contiguous(x);
   check.ndim(weight, 4, "[O, I, kh, kw]");
   check.shape(weight, {-1, x.size(3), -1, -1});
-  check.dtype(weight, {x.dtype()});
+  check.dtype(weight, {x.dtype(), Dtype::f32});
   check.contiguous(weight);
   check.require(weight.size(2) % 2 == 1 && weight.size(3) % 2 == 1, "expected odd kernel sizes.");
   check.require(scale >= 1 && weight.size(0) % (scale * scale) == 0, "expected O to be a multiple of scale^2.");
   check.require(activation >= 0 && activation <= int64_t(Activation::relu), "no such activation.");
   if (bias.defined()) {
     check.shape(bias, {weight.size(0)});
-    check.dtype(bias, {x.dtype()});
+    check.dtype(bias, {weight.dtype()});
     check.contiguous(bias);
   }
   return {x.size(0),
@@ -30,7 +30,7 @@ UpsampleConvSizes sizes_of(const Check& check, const Tensor& x, const Tensor& we
           weight.size(3),
           scale,
           Activation(activation),
-          element_of(x)};
+          element_of(x), element_of(weight)};
 }
 
 void image(const Check& check, const Tensor& t, const UpsampleConvSizes& s, const Tensor& x) {
@@ -93,10 +93,10 @@ UpsampleConvBackward backward_args(int device, const Tensor& grad_out, const Ten
     check.output(grad_x);
   }
   check.shape(grad_weight, {weight.size(0), s.in, s.kh, s.kw});
-  check.dtype(grad_weight, {x.dtype()});
+  check.dtype(grad_weight, {weight.dtype()});
   check.output(grad_weight);
   check.shape(grad_bias, {weight.size(0)});
-  check.dtype(grad_bias, {x.dtype()});
+  check.dtype(grad_bias, {weight.dtype()});
   check.output(grad_bias);
   if (scratch.defined()) check.output(scratch);
   return {s,

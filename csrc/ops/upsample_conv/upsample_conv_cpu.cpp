@@ -36,7 +36,7 @@ void end([[maybe_unused]] Unit unit) {
 #endif
 }
 
-template <class T>
+template <class T, class W>
 void forward(const UpsampleConv& a, Unit unit) {
   const UpsampleConvSizes& s = a.sizes;
   const Plan p(s, unit);
@@ -47,11 +47,10 @@ void forward(const UpsampleConv& a, Unit unit) {
   const Product product{runs, s.kh, p.in * p.size, offset.data(), tiles, p.row_out};
   Scratch<uint32_t> weights(size_t(s.scale * tiles * product.tile_words()));
   Scratch<float> bias(size_t(s.scale * tiles * 16));
-  const T* weight = static_cast<const T*>(a.weight);
-  pack_forward(p, runs, weight, weights.data());
+  pack_forward<T>(p, runs, static_cast<const W*>(a.weight), weights.data());
   for (int64_t i = 0; i < s.scale * tiles * 16; ++i) {
     const int64_t dy = i / (tiles * 16), j = i % (tiles * 16);
-    bias[size_t(i)] = a.bias && j < p.row_out ? to_float(static_cast<const T*>(a.bias)[filter_of(s, dy, j)]) : 0.0f;
+    bias[size_t(i)] = a.bias && j < p.row_out ? to_float(static_cast<const W*>(a.bias)[filter_of(s, dy, j)]) : 0.0f;
   }
   parallel_for(s.batch * p.strips, 1, [&](int64_t i0, int64_t i1) {
     Scratch<char> strip(size_t(p.strip_numbers(p.in) * p.size));
@@ -211,13 +210,13 @@ void multiply_left(const Plan& p, const Left& left, const char* strip, [[maybe_u
 }
 
 /// Adds the chunks in their order and puts the sums where the weights lie.
-template <class T>
+template <class W>
 void finish(const UpsampleConvBackward& a, const Plan& p, const Left& left, const float* sums, const float* bias_sums,
             int64_t chunks, int64_t chunk_floats, int64_t columns) {
   const UpsampleConvSizes& s = p.s;
   const int64_t taps = s.kh * s.kw, filter = s.in * taps, used = s.scale * p.row_out;
   parallel_for(columns / 16, 1 + 4096 / (16 * filter), [&](int64_t n0, int64_t n1) {
-    Scratch<T> lanes(size_t(16 * filter + 16));
+    Scratch<W> lanes(size_t(16 * filter + 16));
     for (int64_t n = n0 * 16; n < n1 * 16; n += 16) {
       for (int64_t k = 0; k < filter; k += 16) {
         V16 r[16];
@@ -237,14 +236,14 @@ void finish(const UpsampleConvBackward& a, const Plan& p, const Left& left, cons
       store(lane, sum);
       for (int64_t l = 0; l < 16 && n + l < used; ++l) {
         const int64_t o = filter_of(s, (n + l) / p.row_out, (n + l) % p.row_out);
-        std::memcpy(static_cast<T*>(a.grad_weight) + o * filter, lanes.data() + l * filter, size_t(filter) * sizeof(T));
-        static_cast<T*>(a.grad_bias)[o] = from_float<T>(lane[l]);
+        std::memcpy(static_cast<W*>(a.grad_weight) + o * filter, lanes.data() + l * filter, size_t(filter) * sizeof(W));
+        static_cast<W*>(a.grad_bias)[o] = from_float<W>(lane[l]);
       }
     }
   });
 }
 
-template <class Number, class T>
+template <class Number, class T, class W>
 void backward(const UpsampleConvBackward& a, Unit unit) {
   const UpsampleConvSizes& s = a.sizes;
   const Plan p(s, unit);
@@ -257,7 +256,7 @@ void backward(const UpsampleConvBackward& a, Unit unit) {
     offset[size_t(r)] = (r % s.scale * plane + r / s.scale * p.pitch * p.row_in) * p.size;
   const Product product{runs, rows, p.row_in * p.size, offset.data(), tiles, s.in};
   Scratch<uint32_t> weights(size_t(a.grad_x ? tiles * product.tile_words() : 0));
-  if (a.grad_x) pack_backward(p, runs, static_cast<const T*>(a.weight), weights.data());
+  if (a.grad_x) pack_backward<T>(p, runs, static_cast<const W*>(a.weight), weights.data());
 
   const int64_t total = s.batch * p.strips, columns = ceil_div(s.scale * p.row_out, 16) * 16;
   const int64_t chunk_floats = s.kh * s.kw * left.channels * columns;
@@ -308,7 +307,7 @@ void backward(const UpsampleConvBackward& a, Unit unit) {
     }
     end(unit);
   });
-  finish<T>(a, p, left, sums.data(), bias_sums.data(), chunks, chunk_floats, columns);
+  finish<W>(a, p, left, sums.data(), bias_sums.data(), chunks, chunk_floats, columns);
 }
 
 Unit unit_of(const UpsampleConvSizes& s) {
@@ -316,24 +315,33 @@ Unit unit_of(const UpsampleConvSizes& s) {
   return s.element == Element::bf16 ? best : Unit::fma;
 }
 
+template <class T, class W>
+void backward(const UpsampleConvBackward& a, Unit unit) {
+  if constexpr (std::is_same_v<T, bf16>)
+    if (unit != Unit::fma) return backward<bf16, T, W>(a, unit);
+  backward<float, T, W>(a, Unit::fma);
+}
+
+/// Calls f with two numbers of the types of images and weights.
+template <class F>
+void with_types(const UpsampleConvSizes& s, F f) {
+  const bool fine = s.weight_element == Element::f32;
+  switch (s.element) {
+    case Element::f16: return fine ? f(f16{}, float{}) : f(f16{}, f16{});
+    case Element::bf16: return fine ? f(bf16{}, float{}) : f(bf16{}, bf16{});
+    default: return f(float{}, float{});
+  }
+}
+
 }  // namespace
 
 void upsample_conv(const UpsampleConv& a) {
   if (a.sizes.batch * a.sizes.height * a.sizes.width == 0) return;
-  switch (a.sizes.element) {
-    case Element::f16: return forward<f16>(a, Unit::fma);
-    case Element::bf16: return forward<bf16>(a, unit_of(a.sizes));
-    default: return forward<float>(a, Unit::fma);
-  }
+  with_types(a.sizes, [&]<class T, class W>(T, W) { forward<T, W>(a, unit_of(a.sizes)); });
 }
 
 void upsample_conv_backward(const UpsampleConvBackward& a) {
-  const Unit unit = unit_of(a.sizes);
-  switch (a.sizes.element) {
-    case Element::f16: return backward<float, f16>(a, Unit::fma);
-    case Element::bf16: return unit == Unit::fma ? backward<float, bf16>(a, unit) : backward<bf16, bf16>(a, unit);
-    default: return backward<float, float>(a, Unit::fma);
-  }
+  with_types(a.sizes, [&]<class T, class W>(T, W) { backward<T, W>(a, unit_of(a.sizes)); });
 }
 
 }  // namespace vk::VK_ISA

@@ -134,9 +134,17 @@ VK_INLINE void store_run(const Plan& p, const Runs& runs, F rows, uint32_t* to) 
     }
 }
 
-/// weights[dy][tile][ky][...]: what products of x strips take.
+/// As the images are rounded.
 template <class T>
-inline void pack_forward(const Plan& p, const Runs& runs, const T* weight, uint32_t* packed) {
+VK_INLINE V16 rounded(const V16& v) {
+  T lane[16];
+  store16(lane, v);
+  return load16(lane);
+}
+
+/// weights[dy][tile][ky][...]: what products of x strips take.
+template <class T, class W>
+inline void pack_forward(const Plan& p, const Runs& runs, const W* weight, uint32_t* packed) {
   const UpsampleConvSizes& s = p.s;
   const int64_t tiles = ceil_div(p.row_out, 16), taps = s.kh * s.kw, filter = s.in * taps, words = runs.padded() * 16;
   parallel_for(s.scale * tiles, 1 + 8192 / (16 * filter), [&](int64_t i0, int64_t i1) {
@@ -153,7 +161,7 @@ inline void pack_forward(const Plan& p, const Runs& runs, const T* weight, uint3
                                      : load_some(weight + o * filter + k, n);
         }
         transpose16(r);
-        for (int64_t l = 0; l < 16; ++l) store(lanes.data() + (k + l) * 16, r[l]);
+        for (int64_t l = 0; l < 16; ++l) store(lanes.data() + (k + l) * 16, rounded<T>(r[l]));
       }
       for (int64_t ky = 0; ky < s.kh; ++ky)
         store_run(
@@ -168,8 +176,8 @@ inline void pack_forward(const Plan& p, const Runs& runs, const T* weight, uint3
 }
 
 /// weights[tile of input channels][turned ky][dy][...]: what products of dz strips take.
-template <class T>
-inline void pack_backward(const Plan& p, const Runs& runs, const T* weight, uint32_t* packed) {
+template <class T, class W>
+inline void pack_backward(const Plan& p, const Runs& runs, const W* weight, uint32_t* packed) {
   const UpsampleConvSizes& s = p.s;
   const int64_t tiles = ceil_div(s.in, 16), taps = s.kh * s.kw, filter = s.in * taps, words = runs.padded() * 16;
   parallel_for(tiles * s.scale, 1 + 8192 / (16 * runs.run), [&](int64_t i0, int64_t i1) {
@@ -177,7 +185,7 @@ inline void pack_backward(const Plan& p, const Runs& runs, const T* weight, uint
     for (int64_t i = i0; i < i1; ++i) {
       const int64_t c0 = i / s.scale * 16, dy = i % s.scale;
       for (int64_t j = 0; j < p.row_out; ++j) {
-        const T* from = weight + filter_of(s, dy, j) * filter;
+        const W* from = weight + filter_of(s, dy, j) * filter;
         for (int64_t t = 0; t < taps; t += 16) {
           V16 r[16];
           for (int64_t l = 0; l < 16; ++l) {
@@ -185,7 +193,8 @@ inline void pack_backward(const Plan& p, const Runs& runs, const T* weight, uint
             r[l] = n <= 0 ? V16(0.0f) : n == 16 ? load16(from + at) : load_some(from + at, n);
           }
           transpose16(r);
-          for (int64_t l = 0; l < 16 && t + l < taps; ++l) store(lanes.data() + ((t + l) * p.row_out + j) * 16, r[l]);
+          for (int64_t l = 0; l < 16 && t + l < taps; ++l)
+            store(lanes.data() + ((t + l) * p.row_out + j) * 16, rounded<T>(r[l]));
         }
       }
       for (int64_t ky = 0; ky < s.kh; ++ky)

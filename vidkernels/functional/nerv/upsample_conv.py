@@ -26,13 +26,15 @@ def upsample_conv(
     Convention: filters are ordered as torch's pixel_shuffle wants them, [C, scale, scale] flattened.
     Args:
         x: [B, I, H, W], float16/bfloat16/float32/float64, best in memory_format=torch.channels_last.
-        weight: [C * scale^2, I, kh, kw], odd kernel sizes, the dtype of `x`.
-        bias: [C * scale^2] or None.
+        weight: [C * scale^2, I, kh, kw], odd kernel sizes, the dtype of `x` or float32 (then it is rounded as autocast
+            would, and gets a float32 gradient).
+        bias: [C * scale^2], the dtype of `weight`, or None.
         scale: the factor by which height and width grow; 1 is a plain convolution.
         activation: "gelu" (exact, by the error function), "sine" (sin(z)), "relu" or "none".
         backend: force one of vidkernels' backends; None chooses.
     Returns:
-        out: [B, C, H * scale, W * scale], channels_last, the dtype of `x`. Differentiable in `x`, `weight`, `bias`.
+        out: [B, C, H * scale, W * scale], channels_last, the dtype of `x` (of autocast, under it).
+            Differentiable in `x`, `weight`, `bias`.
     Raises:
         ValueError: sizes that do not fit, an even kernel, another activation, unequal dtypes.
     Backends: reference, cpu (up to 64 input channels: more are torch's), cuda (sm80+). Deterministic: forward yes,
@@ -60,9 +62,10 @@ def upsample_conv(
         _check.fail(name, "expected `weight` to have C * scale^2 filters, scale >= 1.", weight=weight, scale=scale)
     if bias is not None and (bias.dim() != 1 or bias.shape[0] != filters):
         _check.fail(name, "expected `bias` to have one number per filter.", weight=weight, bias=bias)
-    if (x.dtype != weight.dtype or (bias is not None and bias.dtype != x.dtype)) and not torch.is_autocast_enabled(
-        x.device.type
-    ):
-        _check.fail(name, "expected `x`, `weight` and `bias` of one dtype.", x=x, weight=weight, bias=bias,
-                    hint="convert them, or call it under torch.autocast.")  # fmt: skip
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype is not torch.float64:
+        x = x.to(torch.get_autocast_dtype(device))
+    if weight.dtype not in (x.dtype, torch.float32) or (bias is not None and bias.dtype != weight.dtype):
+        _check.fail(name, "expected `weight` and `bias` of one dtype, that of `x` or float32.",
+                    x=x, weight=weight, bias=bias)  # fmt: skip
     return _upsample_conv(x, weight, bias, scale, activation, backend=backend)

@@ -18,6 +18,18 @@ def _numbers(batch, size, channels, out, scale, kernel, g, dtype, spread):
     return x, weight, (0.5 * torch.randn(out * scale**2, generator=g)).to(dtype)
 
 
+def _mixed(make, *sizes, **more):
+    """Weight and bias in float32 beside half-precision images."""
+
+    def args(g, dtype):
+        return tuple(
+            a.float() if isinstance(a, torch.Tensor) and a.dtype is not torch.float64 and fixed else a
+            for a, fixed in zip(make(*sizes, **more)(g, dtype), _WEIGHTS[make])
+        )
+
+    return args
+
+
 def _forward(batch, size, channels, out, scale, kernel=3, activation="gelu", bias=True, spread=1.0):
     def args(g, dtype):
         x, weight, b = _numbers(batch, size, channels, out, scale, kernel, g, dtype, spread)
@@ -60,6 +72,7 @@ def _flops_backward(grad_out, x, weight, bias, derivative, scale, activation, wi
     return 2.0 * products * x.shape[0] * x.shape[2] * x.shape[3] * weight.numel()
 
 
+_WEIGHTS = {_forward: (0, 1, 1, 0, 0), _backward: (0, 0, 1, 1, 0, 0, 0, 0)}
 _GRAD = ("x", "weight", "bias")
 # The stages of a small decoder at 160 x 320, two frames; the last layer of a middle-sized one at 640 x 1280.
 _STAGES = {
@@ -91,6 +104,7 @@ CASES = {
         _case("odd_wide", _forward, 1, (9, 83), 20, 12, 2),
         _case("odd_small_frame", _forward, 3, (2, 4), 48, 7, 5),
         Case("odd_bare", _forward(1, (5, 6), 9, 2, 2, bias=False), grad=("x", "weight"), rtol=ROUNDING),
+        Case("odd_mixed", _mixed(_forward, 2, (7, 12), 24, 6, 2), grad=_GRAD, rtol=ROUNDING),
         _case("empty", _forward, 0, (4, 5), 3, 2, 2),
         _case("extreme_steep", _forward, 1, (6, 9), 8, 6, 2, spread=40.0),
         *(
@@ -111,6 +125,7 @@ CASES = {
         _case("odd_one", _backward, 1, (3, 5), 1, 1, 1, 1),
         _case("odd_rows", _backward, 2, (47, 1), 6, 4, 2, (3, 1)),
         _case("odd_bare", _backward, 1, (5, 6), 9, 2, 2, bias=False),
+        Case("odd_mixed", _mixed(_backward, 2, (7, 12), 24, 6, 2), rtol=ROUNDING),
         _case("empty", _backward, 0, (4, 5), 3, 2, 2),
         *(
             Case(

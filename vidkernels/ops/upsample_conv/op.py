@@ -1,6 +1,7 @@
 """upsample_conv: convolution, pixel shuffle and activation in one pass, and the gradients of all three.
 
-Numbers lie in memory as [B, H, W, C] whatever the logical order says, so outputs are channels_last.
+Beside half-precision images, weight and bias may be float32: they are rounded as autocast would, and their gradients
+stay in float32. Numbers lie in memory as [B, H, W, C] whatever the logical order says, so outputs are channels_last.
 
 Two roads to the gradient:
 
@@ -39,6 +40,8 @@ def _supports(backend, x, weight, bias, scale, activation):
         return None
     if x.dtype is torch.float64:
         return "the kernels compute in float32"
+    if weight.dtype not in (x.dtype, torch.float32) or (bias is not None and bias.dtype != weight.dtype):
+        return "weight and bias must be of one dtype, that of x or float32"
     if backend == "cpu" and x.shape[1] > _FUSED_CHANNELS:
         return f"torch's convolution is quicker above {_FUSED_CHANNELS} channels"
     return None
@@ -97,8 +100,8 @@ def _native_backward(kernel, grad_out, x, weight, bias, derivative, scale, activ
     device, dtype = x.device, x.dtype
     grad_out = _rows(grad_out)
     grad_x = empty((batch if with_x else 0, height, width, channels), dtype, device)
-    grad_weight = empty(tuple(weight.shape), dtype, device)
-    grad_bias = empty((weight.shape[0],), dtype, device)
+    grad_weight = empty(tuple(weight.shape), weight.dtype, device)
+    grad_bias = empty((weight.shape[0],), weight.dtype, device)
     derive = derivative is None and activation != "none"
     derivative = empty(grad_out.shape, dtype, device) if derive else None if derivative is None else _rows(derivative)
     kernel(
@@ -154,7 +157,6 @@ upsample_conv = define(
         supports=_supports,
         setup_context=_save,
         backward=_backward,
-        autocast="lower",
         plain=_fused,
         batched=("x",),
     )
@@ -169,6 +171,5 @@ upsample_conv_backward = define(
         fake=_fake_backward,
         native=_native_backward,
         supports=_supports_backward,
-        autocast="lower",
     )
 )

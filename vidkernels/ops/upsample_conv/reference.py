@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 
 def _pre_activation(x, weight, bias, scale):
+    weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
     padding = weight.shape[2] // 2, weight.shape[3] // 2
     return F.pixel_shuffle(F.conv2d(x, weight, bias, padding=padding), scale)
 
@@ -54,9 +55,9 @@ def upsample_conv_backward(grad_out, x, weight, bias, derivative, scale, activat
             derivative = slope(z.to(wide), activation)
         grad_out = (grad_out * derivative).to(grad_out.dtype)
     grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-        F.pixel_unshuffle(grad_out, scale), x, weight, [weight.shape[0]], [1, 1],
+        F.pixel_unshuffle(grad_out, scale), x, weight.to(x.dtype), [weight.shape[0]], [1, 1],
         [weight.shape[2] // 2, weight.shape[3] // 2], [1, 1], False, [0, 0], 1, [with_x, True, True],
     )  # fmt: skip
     if grad_x is None:
         grad_x = x.new_empty(0, *x.shape[2:], x.shape[1]).permute(0, 3, 1, 2)
-    return _channels_last(grad_x), grad_weight.contiguous(), grad_bias
+    return _channels_last(grad_x), grad_weight.to(weight.dtype).contiguous(), grad_bias.to(weight.dtype)
