@@ -160,6 +160,26 @@ struct Left {
   }
 };
 
+/// Two channels in each of kWords words, from channel c0 on.
+template <int kWords>
+void spread_planes(const Plan& p, const Left& left, const uint16_t* x, int64_t positions, int64_t c0,
+                   uint16_t* planes) {
+  const int64_t n = left.channels - c0 < 2 * kWords ? left.channels - c0 : 2 * kWords;
+  for (int64_t m = 0; m < positions; m += 16) {
+    V16 r[kWords];
+    gather_words<kWords>(reinterpret_cast<const float*>(x + m * p.in + c0), p.in / 2, r);
+    for (int64_t c = 0; c < n; ++c) {
+      I16 word;
+      std::memcpy(&word, &r[c / 2], sizeof word);
+      PartH half[kParts];
+      VK_EACH_PART half[i] = __builtin_convertvector(c % 2 ? word.p[i] >> 16 : word.p[i], PartH);
+      std::memcpy(planes + (c0 + c) * left.plane + m, half, sizeof half);
+    }
+  }
+  for (int64_t c = c0; c < c0 + n; ++c)
+    std::memset(planes + c * left.plane + positions, 0, size_t(left.plane - positions) * 2);
+}
+
 void spread_left(const Plan& p, const Left& left, const char* strip, int64_t height, uint32_t* to) {
   const int64_t positions = (height + p.s.kh - 1) * p.pitch;
   const uint16_t* x = reinterpret_cast<const uint16_t*>(strip);
@@ -167,21 +187,14 @@ void spread_left(const Plan& p, const Left& left, const char* strip, int64_t hei
     for (int64_t e = 0; e < positions * p.in; ++e) to[e] = x[e] | uint32_t(x[e + p.in]) << 16;
   } else if (p.unit == Unit::tiles) {
     uint16_t* planes = reinterpret_cast<uint16_t*>(to);
-    for (int64_t c0 = 0; c0 < left.channels; c0 += 32) {  // 16 positions of 16 words, which are two channels each
-      const int64_t n = left.channels - c0 < 32 ? left.channels - c0 : 32;
-      for (int64_t m = 0; m < left.plane; m += 16) {
-        V16 r[16];
-        for (int64_t l = 0; l < 16; ++l)
-          r[l] = m + l < positions ? load(reinterpret_cast<const float*>(x + (m + l) * p.in + c0)) : V16(0.0f);
-        transpose16(r);
-        for (int64_t c = 0; c < n; ++c) {
-          I16 word;
-          std::memcpy(&word, &r[c / 2], sizeof word);
-          PartH half[kParts];
-          VK_EACH_PART half[i] = __builtin_convertvector(c % 2 ? word.p[i] >> 16 : word.p[i], PartH);
-          std::memcpy(planes + (c0 + c) * left.plane + m, half, sizeof half);
-        }
-      }
+    for (int64_t c0 = 0; c0 < left.channels;) {
+      const int64_t n = left.channels - c0;
+      if (n > 16)
+        spread_planes<16>(p, left, x, positions, c0, planes), c0 += 32;
+      else if (n > 8)
+        spread_planes<8>(p, left, x, positions, c0, planes), c0 += 16;
+      else
+        spread_planes<4>(p, left, x, positions, c0, planes), c0 += 8;
     }
   }
 }

@@ -86,7 +86,7 @@ __attribute__((target("avx512bf16"), always_inline)) inline void store16_by_hard
 
 #if defined(__AVX512F__)
 /// Lanes with bit D of their number change places with rows that have it; all four D make a transposition.
-template <int D>
+template <int D, int kRows>
 VK_INLINE void swap_bit(V16* r) {
   PartI low, high;
 #pragma GCC unroll 16
@@ -95,7 +95,7 @@ VK_INLINE void swap_bit(V16* r) {
     high[lane] = lane & D ? lane + 16 : lane + D;
   }
 #pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i)
+  for (int i = 0; i < kRows; ++i)
     if (!(i & D)) {
       const __m512 a = (__m512)r[i].p[0], b = (__m512)r[i + D].p[0];
       r[i].p[0] = (PartF)_mm512_permutex2var_ps(a, (__m512i)low, b);
@@ -106,10 +106,10 @@ VK_INLINE void swap_bit(V16* r) {
 /// r[i] lane j <-> r[j] lane i.
 VK_INLINE void transpose16(V16* r) {
 #if defined(__AVX512F__)
-  swap_bit<8>(r);
-  swap_bit<4>(r);
-  swap_bit<2>(r);
-  swap_bit<1>(r);
+  swap_bit<8, 16>(r);
+  swap_bit<4, 16>(r);
+  swap_bit<2, 16>(r);
+  swap_bit<1, 16>(r);
 #else
   float lane[16][16];
   for (int i = 0; i < 16; ++i) store(lane[i], r[i]);
@@ -117,6 +117,41 @@ VK_INLINE void transpose16(V16* r) {
     float column[16];
     for (int j = 0; j < 16; ++j) column[j] = lane[j][i];
     r[i] = load(column);
+  }
+#endif
+}
+
+/// Words of sixteen places, `step` words apart -> r[w] = word w of all places, for w below kWords (4, 8 or 16).
+template <int kWords>
+VK_INLINE void gather_words(const float* from, int64_t step, V16* r) {
+#if defined(__AVX512F__)
+  // Row i holds the first words of places i, i + kWords, ...: a transposition within groups of kWords lanes is enough.
+  if constexpr (kWords == 4) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(from + i * step));
+      v = _mm512_insertf32x4(v, _mm_loadu_ps(from + (i + 4) * step), 1);
+      v = _mm512_insertf32x4(v, _mm_loadu_ps(from + (i + 8) * step), 2);
+      r[i].p[0] = (PartF)_mm512_insertf32x4(v, _mm_loadu_ps(from + (i + 12) * step), 3);
+    }
+  } else if constexpr (kWords == 8) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i)
+      r[i].p[0] = (PartF)_mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(from + i * step)),
+                                            _mm256_loadu_ps(from + (i + 8) * step), 1);
+  } else {
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) r[i] = load(from + i * step);
+  }
+  if constexpr (kWords > 8) swap_bit<8, kWords>(r);
+  if constexpr (kWords > 4) swap_bit<4, kWords>(r);
+  swap_bit<2, kWords>(r);
+  swap_bit<1, kWords>(r);
+#else
+  for (int w = 0; w < kWords; ++w) {
+    float word[16];
+    for (int i = 0; i < 16; ++i) word[i] = from[i * step + w];
+    r[w] = load(word);
   }
 #endif
 }

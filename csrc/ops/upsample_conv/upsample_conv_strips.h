@@ -7,8 +7,8 @@
 namespace vk::VK_ISA {
 namespace {
 
-constexpr int64_t kBlock = 64;  // positions whose sums wait in the cache for their activation
-constexpr int64_t kStripPositions = 2048;
+constexpr int64_t kBlock = 64;            // positions whose sums wait in the cache for their activation
+constexpr int64_t kStripBytes = 1 << 20;  // of a strip and all that is made of it: it should stay in the L2 cache
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -25,14 +25,18 @@ struct Plan {
 
   Plan(const UpsampleConvSizes& sizes, Unit u)
       : s(sizes), unit(u), per_word(u == Unit::fma ? 1 : 2), size(4 / per_word), pitch(s.width + s.kw - 1) {
-    rows = kStripPositions / pitch < 4 ? 4 : kStripPositions / pitch;
+    in = ceil_div(s.in, per_word) * per_word;
+    row_out = s.scale * s.out;
+    row_in = ceil_div(row_out, per_word) * per_word;
+    const int64_t position = 2 * in * size + s.scale * row_in * size + s.scale * row_out * 4;
+    rows = kStripBytes / (position * pitch);
+    if (rows > ceil_div(s.batch * s.height, 16)) rows = ceil_div(s.batch * s.height, 16);  // work for many threads
+    const int64_t least = ceil_div(512, pitch) < 4 ? 4 : ceil_div(512, pitch);
+    rows = rows < least ? least : rows;
     rows = rows < s.height ? rows : s.height;
     strips = ceil_div(s.height, rows);
     rows = ceil_div(s.height, strips);
     strips = ceil_div(s.height, rows);
-    in = ceil_div(s.in, per_word) * per_word;
-    row_out = s.scale * s.out;
-    row_in = ceil_div(row_out, per_word) * per_word;
   }
   int64_t strip_rows() const { return rows + s.kh - 1; }
   /// Numbers of a strip with `pixel` numbers per position; products and loads of sixteen may look beyond its end.
