@@ -51,9 +51,23 @@ struct UpsampleConvBackward {
 VK_CPU_KERNEL(upsample_conv, (const UpsampleConv& a))
 VK_CPU_KERNEL(upsample_conv_backward, (const UpsampleConvBackward& a))
 
-/// Bytes of scratch that the CUDA kernels want.
-int64_t upsample_conv_scratch(const UpsampleConvSizes& s);
-int64_t upsample_conv_backward_scratch(const UpsampleConvSizes& s);
+/// Parts of the pixels whose weight gradients the CUDA kernels sum apart: fixed by the sizes, whatever the card.
+inline int64_t upsample_conv_chunks(const UpsampleConvSizes& s) {
+  const int64_t sums = s.out * s.scale * s.scale * (s.kh * s.kw * s.in + 1), pixels = s.batch * s.height * s.width;
+  const int64_t wanted = (pixels + 1023) / 1024, room = (int64_t(1) << 23) / (sums > 0 ? sums : 1);
+  const int64_t chunks = wanted < 64 ? wanted : 64;
+  return chunks < 1 || room < 1 ? 1 : chunks < room ? chunks : room;
+}
+/// Floats of scratch that they want: the packed weights, and then the sums of the chunks.
+inline int64_t upsample_conv_scratch(const UpsampleConvSizes& s, bool backward) {
+  const int64_t taps = s.kh * s.kw, columns = s.out * s.scale * s.scale;
+  const int64_t forward_pack = taps * columns * ((s.in + 15) / 16 * 16);
+  if (!backward) return forward_pack;
+  const int64_t backward_pack = taps * s.in * ((columns + 15) / 16 * 16);
+  const int64_t sums = upsample_conv_chunks(s) * columns * (taps * s.in + 1);
+  const int64_t pack = forward_pack > backward_pack ? forward_pack : backward_pack;
+  return sums > pack ? sums : pack;
+}
 void upsample_conv_cuda(const UpsampleConv& a, void* stream);
 void upsample_conv_backward_cuda(const UpsampleConvBackward& a, void* stream);
 

@@ -30,7 +30,8 @@ UpsampleConvSizes sizes_of(const Check& check, const Tensor& x, const Tensor& we
           weight.size(3),
           scale,
           Activation(activation),
-          element_of(x), element_of(weight)};
+          element_of(x),
+          element_of(weight)};
 }
 
 void image(const Check& check, const Tensor& t, const UpsampleConvSizes& s, const Tensor& x) {
@@ -46,6 +47,14 @@ void optional_output(const Check& check, const Tensor& t, const UpsampleConvSize
 
 void* data_of(const Tensor& t) { return t.defined() ? t.data() : nullptr; }
 
+/// The CUDA kernels' working memory; those of the CPU have their own.
+void need_scratch(const Check& check, const Tensor& t, int64_t floats) {
+  if (!t.defined()) return;
+  check.dtype(t, {Dtype::f32});
+  check.require(t.ndim() == 1 && t.size(0) >= floats, "`scratch` is too small.");
+  check.output(t);
+}
+
 UpsampleConv forward_args(int device, const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& out,
                           const Tensor& derivative, const Tensor& scratch, int64_t scale, int64_t activation) {
   const Check check("upsample_conv", device,
@@ -58,7 +67,7 @@ UpsampleConv forward_args(int device, const Tensor& x, const Tensor& weight, con
   const UpsampleConvSizes s = sizes_of(check, x, weight, bias, scale, activation);
   optional_output(check, out, s, x);
   optional_output(check, derivative, s, x);
-  if (scratch.defined()) check.output(scratch);
+  need_scratch(check, scratch, upsample_conv_scratch(s, false));
   return {s, x.data(), weight.data(), data_of(bias), data_of(out), data_of(derivative), data_of(scratch)};
 }
 
@@ -98,7 +107,7 @@ UpsampleConvBackward backward_args(int device, const Tensor& grad_out, const Ten
   check.shape(grad_bias, {weight.size(0)});
   check.dtype(grad_bias, {weight.dtype()});
   check.output(grad_bias);
-  if (scratch.defined()) check.output(scratch);
+  need_scratch(check, scratch, upsample_conv_scratch(s, true));
   return {s,
           grad_out.data(),
           data_of(derivative),
@@ -130,12 +139,54 @@ void backward_cpu(const Tensor& grad_out, const Tensor& x, const Tensor& weight,
 }
 #endif
 
+#ifdef VK_GPU
+void forward_cuda(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& out,
+                  const Tensor& derivative, const Tensor& scratch, int64_t scale, int64_t activation) {
+  const UpsampleConv a = forward_args(kGpuDevice, x, weight, bias, out, derivative, scratch, scale, activation);
+  GpuLaunch launch("upsample_conv", {{"x", &x, GpuLaunch::Buffer::in},
+                                     {"weight", &weight, GpuLaunch::Buffer::in},
+                                     {"bias", &bias, GpuLaunch::Buffer::in},
+                                     {"out", &out, GpuLaunch::Buffer::out},
+                                     {"derivative", &derivative, GpuLaunch::Buffer::out},
+                                     {"scratch", &scratch, GpuLaunch::Buffer::out}});
+  upsample_conv_cuda(a, launch.stream());
+  launch.finish();
+}
+
+void backward_cuda(const Tensor& grad_out, const Tensor& x, const Tensor& weight, const Tensor& bias,
+                   const Tensor& derivative, bool derive, const Tensor& grad_x, const Tensor& grad_weight,
+                   const Tensor& grad_bias, const Tensor& scratch, int64_t scale, int64_t activation) {
+  const UpsampleConvBackward a = backward_args(kGpuDevice, grad_out, x, weight, bias, derivative, derive, grad_x,
+                                               grad_weight, grad_bias, scratch, scale, activation);
+  GpuLaunch launch("upsample_conv_backward",
+                   {{"grad_out", &grad_out, GpuLaunch::Buffer::in},
+                    {"x", &x, GpuLaunch::Buffer::in},
+                    {"weight", &weight, GpuLaunch::Buffer::in},
+                    {"bias", &bias, GpuLaunch::Buffer::in},
+                    {"derivative", &derivative, derive ? GpuLaunch::Buffer::out : GpuLaunch::Buffer::in},
+                    {"grad_x", &grad_x, GpuLaunch::Buffer::out},
+                    {"grad_weight", &grad_weight, GpuLaunch::Buffer::out},
+                    {"grad_bias", &grad_bias, GpuLaunch::Buffer::out},
+                    {"scratch", &scratch, GpuLaunch::Buffer::out}});
+  if (derive) {
+    const UpsampleConv z{a.sizes, a.x, a.weight, data_of(bias), nullptr, derivative.data(), a.scratch};
+    upsample_conv_cuda(z, launch.stream());
+  }
+  upsample_conv_backward_cuda(a, launch.stream());
+  launch.finish();
+}
+#endif
+
 }  // namespace
 
 void register_upsample_conv(py::module_& m) {
 #ifdef VK_BUILD_CPU
   m.def("upsample_conv_cpu", &forward_cpu);
   m.def("upsample_conv_backward_cpu", &backward_cpu);
+#endif
+#ifdef VK_GPU
+  m.def("upsample_conv_cuda", &forward_cuda);
+  m.def("upsample_conv_backward_cuda", &backward_cuda);
 #endif
 }
 

@@ -52,9 +52,17 @@ def _rows(x):
     return x.permute(0, 2, 3, 1).contiguous()
 
 
-def _scratch(kernel, like, floats):
-    """The CUDA kernels' working memory; those of the CPU have their own."""
-    return torch.empty(floats, dtype=torch.float32, device=like.device) if kernel.__name__.endswith("_cuda") else None
+def _scratch(kernel, x, weight, backward):
+    """The CUDA kernels' working memory, as upsample_conv_scratch in csrc/ops/upsample_conv/upsample_conv.h has it."""
+    if not kernel.__name__.endswith("_cuda"):
+        return None
+    filters, channels, kh, kw = weight.shape
+    floats = kh * kw * filters * -(-channels // 16) * 16
+    if backward:
+        sums = filters * (kh * kw * channels + 1)
+        chunks = min(64, -(-x.shape[0] * x.shape[2] * x.shape[3] // 1024), (1 << 23) // max(1, sums))
+        floats = max(floats, kh * kw * channels * -(-filters // 16) * 16, max(1, chunks) * sums)
+    return torch.empty(floats, dtype=torch.float32, device=x.device)
 
 
 def _forward(kernel, x, weight, bias, scale, activation, with_derivative=False):
@@ -62,7 +70,7 @@ def _forward(kernel, x, weight, bias, scale, activation, with_derivative=False):
     derivative = empty(out.shape, x.dtype, x.device) if with_derivative else None
     kernel(
         _rows(x), weight.contiguous(), None if bias is None else bias.contiguous(), out, derivative,
-        _scratch(kernel, x, 0), scale, ACTIVATIONS.index(activation),
+        _scratch(kernel, x, weight, False), scale, ACTIVATIONS.index(activation),
     )  # fmt: skip
     return out.permute(0, 3, 1, 2), derivative
 
@@ -106,7 +114,7 @@ def _native_backward(kernel, grad_out, x, weight, bias, derivative, scale, activ
     derivative = empty(grad_out.shape, dtype, device) if derive else None if derivative is None else _rows(derivative)
     kernel(
         grad_out, _rows(x), weight.contiguous(), None if bias is None else bias.contiguous(), derivative, derive,
-        grad_x if with_x else None, grad_weight, grad_bias, _scratch(kernel, x, 0), scale,
+        grad_x if with_x else None, grad_weight, grad_bias, _scratch(kernel, x, weight, True), scale,
         ACTIVATIONS.index(activation),
     )  # fmt: skip
     return grad_x.permute(0, 3, 1, 2), grad_weight, grad_bias
