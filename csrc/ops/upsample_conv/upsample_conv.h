@@ -24,6 +24,7 @@ struct UpsampleConvSizes {
   Activation activation;
   Element element;         // of the images; never f64
   Element weight_element;  // of weight, bias and their gradients: the same, or f32 (then products take them rounded)
+  bool without_tiles = false;  // CPU: leave the matrix unit alone, so that a test reaches the other bf16 kernel
 };
 
 struct UpsampleConv {

@@ -324,8 +324,8 @@ void backward(const UpsampleConvBackward& a, Unit unit) {
 }
 
 Unit unit_of(const UpsampleConvSizes& s) {
-  static const Unit best = find_unit();
-  return s.element == Element::bf16 ? best : Unit::fma;
+  static const Unit best = find_unit(false), second = find_unit(true);
+  return s.element != Element::bf16 ? Unit::fma : s.without_tiles ? second : best;
 }
 
 template <class T, class W>

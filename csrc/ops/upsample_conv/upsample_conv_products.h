@@ -21,12 +21,12 @@ namespace {
 enum class Unit : uint8_t { fma, dot, tiles };
 
 /// The best unit of this machine for bf16 numbers.
-inline Unit find_unit() {
+inline Unit find_unit([[maybe_unused]] bool without_tiles) {
 #if defined(VK_UPCONV_BF16)
   unsigned a = 7, b = 0, c = 0, d = 0;
   __asm__("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
   // The tiles' registers need a permission of the process (ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA).
-  if ((d >> 22 & 1) && (d >> 24 & 1) && syscall(SYS_arch_prctl, 0x1023, 18) == 0) return Unit::tiles;
+  if (!without_tiles && (d >> 22 & 1) && (d >> 24 & 1) && syscall(SYS_arch_prctl, 0x1023, 18) == 0) return Unit::tiles;
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512bf16")) return Unit::dot;
 #endif
