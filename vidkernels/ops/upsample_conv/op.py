@@ -7,7 +7,8 @@ Two roads to the gradient:
 
     compiled, functorch, forced backends   upsample_conv, then upsample_conv_backward, which computes the
                                            pre-activation again
-    plain eager calls on the CPU           the forward pass writes the activation's derivative beside the output
+    plain eager calls on the CPU           the forward pass writes the activation's derivative beside the output, which
+                                           takes 0.77-0.84 of the time of computing it again
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from vidkernels._pool import empty
 from vidkernels.ops.upsample_conv import reference
 
 ACTIVATIONS = ("none", "gelu", "sine", "relu")
-# Up to here the fused kernels are quicker than torch's convolution followed by shuffle and activation.
+# Up to here the fused kernels are quicker than torch's convolution, shuffle and activation: measured on Sapphire Rapids,
+# 1.10-1.35x at 64 channels and 0.85-0.97x at 96 to 192 in float32; bfloat16 tiles still win at 128 (1.1-1.25x), but
+# that says nothing of processors without them.
 _FUSED_CHANNELS = 64
 
 
