@@ -22,9 +22,9 @@ from vidkernels._pool import empty
 from vidkernels.ops.upsample_conv import reference
 
 ACTIVATIONS = ("none", "gelu", "sine", "relu")
-# Up to here the fused kernels are quicker than torch's convolution, shuffle and activation: measured on Sapphire Rapids,
-# 1.10-1.35x at 64 channels and 0.85-0.97x at 96 to 192 in float32; bfloat16 tiles still win at 128 (1.1-1.25x), but
-# that says nothing of processors without them.
+# Up to here the fused kernels are quicker than torch's convolution, shuffle and activation: measured on Sapphire
+# Rapids, 1.10-1.35x at 64 channels and 0.84-0.97x at 96 to 192 in float32; bfloat16 tiles still win at 128 (1.1-1.25x),
+# but that says nothing of processors without them.
 _FUSED_CHANNELS = 64
 
 
