@@ -1,0 +1,83 @@
+"""An opened `.vkv` file of a network model as a sequence of frames."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from threading import Lock
+
+import torch
+
+from .. import _check
+from .container import ContainerReader, Gop, Report
+from .errors import damaged
+from .nerv_bits import decode_latents
+from .nerv_model import CHUNK, NETWORKS, Drawer, decode_network
+from .opened import OpenedFile
+
+_KEPT_GOPS = 4
+_MOST_LATENTS = 1 << 28  # of one group of pictures
+
+
+class NetworkFile(OpenedFile):
+    """A network video in a file. The weights are decoded at once, the latents of a GOP when one of its frames is asked
+    for."""
+
+    def __init__(self, reader: ContainerReader):
+        super().__init__(reader)
+        self.model = reader.header.model
+        self._gops: OrderedDict[int, torch.Tensor] = OrderedDict()
+        self._lock = Lock()  # iterating decodes ahead on a thread of its own
+        try:
+            self.network = NETWORKS[self.model].network(reader.header.config, self.size)
+        except ValueError as error:
+            reader.close()
+            _check.fail("open", f"{reader.path}: {str(error).splitlines()[0]}.")
+        try:
+            weights, self.code = decode_network(self._chunk(), self.network)
+        except ValueError as error:
+            reader.close()
+            damaged(reader.path, 0, CHUNK, str(error).splitlines()[0])
+        self._drawer = Drawer(self.network, weights, self.code)
+
+    def _chunk(self) -> memoryview:
+        data = self.reader.chunk(CHUNK)
+        if data is None:
+            raise ValueError("the chunk with the weights is missing")
+        return data
+
+    def numbers(self, frame: int) -> torch.Tensor:
+        """[C, h, w] int32 latents of a frame, in steps."""
+        gop = self.reader.gop_of_frame(frame)
+        with self._lock:
+            if gop.number not in self._gops:
+                self._gops[gop.number] = self._decoded(gop, self.reader.read(gop))
+                while len(self._gops) > _KEPT_GOPS:
+                    self._gops.popitem(last=False)
+            self._gops.move_to_end(gop.number)
+            return self._gops[gop.number][frame - gop.first_frame]
+
+    def drawn(self, numbers: torch.Tensor) -> torch.Tensor:
+        return self._drawer.draw(numbers)
+
+    def at(self, seconds: float) -> torch.Tensor:
+        """The picture [H, W, 3] at a time from the first frame on: between two frames, the latents are half way,
+        too."""
+        gop, k, share = self.moment(seconds)
+        frame = gop.first_frame + k
+        now = self.numbers(frame)
+        if share > 0 and frame + 1 < len(self):
+            now = torch.lerp(now.double(), self.numbers(frame + 1).double(), share)
+        return self.drawn(now)
+
+    def verify(self) -> Report:
+        """Check every byte, and every frame against its hash."""
+        return self.reader.verify(lambda gop, layers: map(self.drawn, self._decoded(gop, layers[0])))
+
+    def _decoded(self, gop: Gop, data: memoryview) -> torch.Tensor:
+        shape = (gop.frames, *self.network.latent_shape)
+        try:
+            if shape[0] * shape[1] * shape[2] * shape[3] > _MOST_LATENTS:
+                raise ValueError("a group of pictures has more latents than this version reads")
+            return torch.from_numpy(decode_latents(data, shape, self.code))
+        except ValueError as error:
+            self.damaged_layer(gop, error)
