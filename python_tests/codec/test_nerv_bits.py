@@ -23,7 +23,8 @@ from vidkernels.codec.nerv_bits import (
     residual,
     split,
 )
-from vidkernels.codec.nerv_model import NETWORKS, decode_network, encode_network
+from vidkernels.codec.nerv_integer import Layer
+from vidkernels.codec.nerv_model import NETWORKS, Numbers
 from vidkernels.codec.nerv_rate import laplace_bits, quantised, row_bits
 
 CONFIG = {"latent": 3, "channels": [4, 2], "strides": [2, 2, 2]}
@@ -107,22 +108,29 @@ def _network():
 
 
 @lru_cache
-def _coded(seed):
+def _coded(seed, exact=True):
     rng = np.random.default_rng(seed)
     weights = {n: Quantised(laplace(rng, 4, s), 0.1) for n, s in _network().shapes.items()}
-    return encode_network(weights, LatentCode(0.5, np.full(3, 60, np.int32), np.array([0, 1, 1], np.uint8)))
+    code = LatentCode(0.5, np.full(3, 60, np.int32), np.array([0, 1, 1], np.uint8))
+    table = np.sort(rng.integers(0, 256, 256)).astype(np.uint8)
+    layers = [Layer(128, 256 * k + 77, -5 * k, 20_000 + k, 17 + k, table) for k in range(3)]
+    return Numbers(weights, code, layers if exact else None, 9 if exact else 1).to_bytes()
 
 
-def test_a_network_comes_back():
-    weights, code = decode_network(_coded(1), _network())
-    assert encode_network(weights, code) == _coded(1)
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_network_comes_back(exact):
+    numbers = Numbers.from_bytes(_coded(1, exact), _network(), exact)
+    assert numbers.to_bytes() == _coded(1, exact)
+    assert numbers.stretch == (9 if exact else 1)
+    with pytest.raises(ValueError, match="part"):
+        Numbers.from_bytes(_coded(1, exact), _network(), not exact)
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_refused_or_decoded(data):
     for decode in (
-        lambda: decode_network(data, _network()),
+        lambda: Numbers.from_bytes(data, _network(), True),
         lambda: decode_tensor(data, (3, 5)),
         lambda: decode_latent_code(data, 4),
         lambda: decode_latents(data, (2, 4, 1, 2), LatentCode(1.0, np.zeros(4, np.int32), np.zeros(4, np.uint8))),
@@ -141,11 +149,13 @@ def test_damaged_networks_are_refused_or_decoded(seed, damage):
     for at, byte in damage:
         data[at % len(data)] = byte
     try:
-        weights, code = decode_network(bytes(data), _network())
+        numbers = Numbers.from_bytes(bytes(data), _network(), True)
+        drawn = numbers.drawer(_network()).draw(torch.ones(_network().latent_shape))
     except ValueError:
         return
-    assert {n: q.values.shape for n, q in weights.items()} == _network().shapes
-    assert code.kind.shape == code.follow.shape == (3,)
+    assert {n: q.values.shape for n, q in numbers.weights.items()} == _network().shapes
+    assert drawn.shape == (10, 12, 3)
+    assert drawn.dtype == torch.uint8
 
 
 @settings(max_examples=200, deadline=None)

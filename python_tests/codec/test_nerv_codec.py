@@ -8,7 +8,7 @@ import pytest
 import torch
 from codec.fits import psnr, run
 
-from vidkernels.codec import nerv_latent, nerv_plan, protocol
+from vidkernels.codec import ContainerWriter, nerv_latent, nerv_plan, protocol
 from vidkernels.codec import open as open_vkv
 from vidkernels.codec.nerv_train import Trainer
 from vidkernels.codec.protocol import Goal, Source, state_path
@@ -18,15 +18,15 @@ pytest.importorskip("av")
 pytest.importorskip("safetensors")
 
 
-def fit(path, out, goal=None, gop=None, mask=None, **cut):
-    more = {} if mask is None else {"mask": mask}
-    return run(nerv_latent.fit(Source(path, **cut), out, goal or Goal(psnr=24.0), gop=gop, **more))
+def fit(path, out, goal=None, gop=None, mask=None, exact=True, **cut):
+    return run(nerv_latent.fit(Source(path, **cut), out, goal or Goal(psnr=24.0), gop=gop, mask=mask, exact=exact))
 
 
-def whole(out, frames):
-    """On the machine of the encoder, the file draws what the encoder saw."""
+def whole(out, frames, profile="exact"):
+    """The file draws what the encoder saw."""
     with open_vkv(out) as video:
         report = video.verify()
+        assert report.profile == profile
         assert report.ok
         assert report.mismatches == ()
         assert report.frames == report.checked_frames == len(video) == frames
@@ -114,6 +114,34 @@ def test_ten_bits_a_cut_another_size_and_uneven_times(tmp_path, moving_clip):
     _, returned = fit(path, tmp_path / "o.vkv", start=0.2, end=0.5, size=(24, 32))
     assert (returned.start, returned.end, returned.size) == (0.2, 0.5, (24, 32))
     assert whole(tmp_path / "o.vkv", 3).shape == (3, 24, 32, 3)
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_the_float_profile_promises_nothing_and_reports_what_differs(source, tmp_path):
+    path, _ = source(frames=2)
+    fit(path, tmp_path / "o.vkv", exact=False)
+    whole(tmp_path / "o.vkv", 2, "not exact")  # on the same machine, nothing differs
+    with open_vkv(tmp_path / "o.vkv") as video:
+        reader = video.reader
+        with ContainerWriter(tmp_path / "x.vkv", reader.header) as writer:
+            writer.add_chunk("NETW", bytes(reader.chunk("NETW")))
+            writer.add_gop(0, reader.pts(0), {0: bytes(reader.read(0))}, [reader.hashes(0)[0], b"\0" * 8])
+    with open_vkv(tmp_path / "x.vkv") as video:
+        report = video.verify()
+    assert report.mismatches == (1,)
+    assert report.ok
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_exact_pictures_do_not_depend_on_threads(source, tmp_path):
+    path, _ = source(frames=2, height=90, width=100)
+    fit(path, tmp_path / "o.vkv")
+    frames, threads = whole(tmp_path / "o.vkv", 2), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1 if threads > 1 else 2)
+        assert torch.equal(whole(tmp_path / "o.vkv", 2), frames)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_what_the_mask_hides_does_not_count(source, tmp_path, monkeypatch):

@@ -18,8 +18,9 @@ import torch
 from .. import _check
 from .clip import Clip, color_of, fingerprint, timestamps, whole_audio
 from .container import ContainerWriter, Header, frame_hash
+from .nerv_integer import Ranges
 from .nerv_mask import counted_pixels
-from .nerv_model import CHUNK, NETWORKS, Drawer
+from .nerv_model import CHUNK, NETWORKS
 from .nerv_plan import Envelope, make_plan
 from .nerv_train import STAGES, Plan, Trainer, Written
 from .protocol import Goal, Progress, Source, state_path
@@ -34,16 +35,27 @@ _COARSER = 1.25  # steps of a round that is to save bytes
 
 
 def fit(
-    model: str, source: Source, out: Path, goal: Goal, *, gop: int | None, mask: Path | None = None
+    model: str,
+    source: Source,
+    out: Path,
+    goal: Goal,
+    *,
+    gop: int | None,
+    mask: Path | None = None,
+    exact: bool = True,
 ) -> Generator[Progress, None, Source]:
-    """Fit `source` with a network and write `out`; pixels under `mask` do not count. See protocol.py."""
+    """Fit `source` with a network and write `out`; see protocol.py.
+
+    Args:     mask: a picture or video; pixels under its bright parts do not count.
+              exact: the file is drawn from integers, to the same bits everywhere; False: from floats.
+    """
     began = time.monotonic()
     safetensors_for("fit")  # asked now, not when the first state is saved
     path = Path(os.path.abspath(source.path))
     clip = Clip(Source(path, source.start, source.end, source.size))
     mask = None if mask is None else Path(os.path.abspath(mask))
     frames, counted = _pictures(clip, mask)
-    plan = make_plan(model, clip, frames, counted, goal, min(gop or _GOP, len(clip)), began)
+    plan = make_plan(model, clip, frames, counted, goal, min(gop or _GOP, len(clip)), exact, began)
     return (yield from _Run(model, clip, Path(out), plan, frames, counted, began, mask=mask).work())
 
 
@@ -78,7 +90,7 @@ class _Run:
         self.began, self.seconds = began - spent, clip.seconds
         network = NETWORKS[model].network(plan.config, clip.size, torch.Generator().manual_seed(_SEED))
         self.trainer = Trainer(network, frames, counted, plan, _SEED)
-        self.envelope = Envelope(model, clip, plan.config, plan.gop)
+        self.envelope = Envelope(model, clip, plan.config, plan.gop, plan.exact)
         self.whole = True  # False while a step is done: half of one is not to be saved
         self.rounds = 0  # added to the last two stages
         self.seen: tuple[float, int] | None = None  # PSNR and bytes, as they were last looked at
@@ -174,9 +186,10 @@ class _Run:
         """The file, with the hash of every frame as a reader will draw it."""
         plan, network = self.trainer.plan, self.trainer.network
         base, pts = timestamps(self.seconds, self.clip.rate)
-        drawer = Drawer(network, written.weights, written.code)
+        drawer = written.numbers.drawer(network)
         height, width = self.clip.size
-        header = Header(self.model, width, height, base, plan.config, color=color_of(self.clip.source.path))
+        header = Header(self.model, width, height, base, plan.config,
+                        color=color_of(self.clip.source.path), exact=plan.exact)  # fmt: skip
         with ContainerWriter(self.out, header) as writer:
             writer.add_chunk(CHUNK, written.chunk)
             for k, layer in enumerate(written.layers):
@@ -200,7 +213,9 @@ class _Run:
                         error=FloatingPointError, state=str(state_path(self.out)))  # fmt: skip
         facts = {
             "model": self.model, "plan": asdict(t.plan), "at": t.at, "stage": t.stage, "into": t.into,
-            "rounds": self.rounds, "seen": self.seen, "best": self.best, "spent": time.monotonic() - self.began,
+            "rounds": self.rounds, "seen": self.seen,
+            "ranges": None if t.ranges is None else asdict(t.ranges), "best": self.best,
+            "spent": time.monotonic() - self.began,
             "mask": None if self.mask is None else [str(self.mask), fingerprint(self.mask)],
         }  # fmt: skip
         write_state(state_path(self.out), self.clip, facts, arrays)
@@ -218,5 +233,6 @@ class _Run:
                       spent=facts["spent"])  # fmt: skip
             run.rounds, run.best = facts["rounds"], facts["best"]
             run.seen = None if facts["seen"] is None else tuple(facts["seen"])
-            run.trainer.restore(arrays, facts["at"], facts["stage"], facts["into"])
+            run.trainer.restore(arrays, facts["at"], facts["stage"], facts["into"],
+                                None if facts["ranges"] is None else Ranges(**facts["ranges"]))  # fmt: skip
         return run

@@ -22,6 +22,7 @@ from .nerv_bits import (
     join,
     split,
 )
+from .nerv_integer import IntegerDrawer, Layer, decode_layers, encode_layers
 
 CHUNK = "NETW"
 _MOST_WEIGHTS = 1 << 26
@@ -33,16 +34,22 @@ _MOST_WORK = 1 << 33  # numbers between two layers, of one picture
 class Network:
     """The layout of a model's numbers: a module that draws pictures [B, 3, H, W] from latents [B, C, h, w].
 
-    The module's own parameters are never looked at: those to draw with are passed.
+    The module's own parameters are never looked at: those to draw with are passed. `layers`: its convolutions in order,
+    each with the enlargement behind it; all but the last are followed by GELU.
     """
 
-    def __init__(self, module: nn.Module, config: dict, size: tuple[int, int], scale: int):
-        self.module, self.config, self.size = module, config, size
+    def __init__(self, module: nn.Module, config: dict, size: tuple[int, int], layers: list[tuple[str, int]]):
+        self.module, self.config, self.size, self.layers = module, config, size, layers
+        scale = math.prod(s for _, s in layers)
         self.latent_shape = (config["latent"], -(-size[0] // scale), -(-size[1] // scale))
         self.shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
 
     def pictures(self, weights: dict[str, Tensor], latents: Tensor) -> Tensor:
-        return functional_call(self.module, weights, (latents,))[:, :, : self.size[0], : self.size[1]]
+        return self.cut(functional_call(self.module, weights, (latents,)))
+
+    def cut(self, pictures: Tensor) -> Tensor:
+        """Without what hangs over the right and lower edge."""
+        return pictures[:, :, : self.size[0], : self.size[1]]
 
 
 def latent_network(config: dict, size: tuple[int, int], generator: torch.Generator | None = None) -> Network:
@@ -64,7 +71,8 @@ def latent_network(config: dict, size: tuple[int, int], generator: torch.Generat
         raise ValueError("the header's config is of a network larger than this version draws")
     with torch.device("cpu" if generator is not None else "meta"):
         module = LatentDecoder(latent, channels, strides, generator=generator)
-    return Network(module, config, size, scale)
+    blocks = [(f"blocks.{i}.conv", s) for i, s in enumerate(strides[:-1])]
+    return Network(module, config, size, [*blocks, ("head", strides[-1])])
 
 
 def _list(name: str, value) -> list:
@@ -99,30 +107,45 @@ class Family:
 NETWORKS = {"latent": Family(latent_config, latent_network)}
 
 
-def encode_network(weights: dict[str, Quantised], code: LatentCode) -> bytes:
-    """The NETW chunk."""
-    return join(encode_latent_code(code), *map(encode_tensor, weights.values()))
+@dataclass(frozen=True)
+class Numbers:
+    """All that a network's pictures depend on beside the latents. `layers` and `stretch` belong to the exact profile;
+    without them it is the float profile."""
 
+    weights: dict[str, Quantised]
+    code: LatentCode
+    layers: list[Layer] | None = None
+    stretch: int = 1
 
-def decode_network(data: memoryview, network: Network) -> tuple[dict[str, Quantised], LatentCode]:
-    """The tensors by name and the latents' code; ValueError where the bytes cannot be this network's."""
-    parts = split(data, 1 + len(network.shapes))
-    weights = {
-        name: decode_tensor(part, shape) for part, (name, shape) in zip(parts[1:], network.shapes.items(), strict=True)
-    }
-    return weights, decode_latent_code(parts[0], network.latent_shape[0])
+    def drawer(self, network: Network) -> Drawer | IntegerDrawer:
+        if self.layers is None:
+            return Drawer(network, self.weights, self.code.step)
+        return IntegerDrawer(network.layers, self.weights, self.layers, self.stretch, network.size)
+
+    def to_bytes(self) -> bytes:
+        """The NETW chunk."""
+        exact = [] if self.layers is None else [encode_layers(self.layers, self.stretch)]
+        return join(encode_latent_code(self.code), *map(encode_tensor, self.weights.values()), *exact)
+
+    @classmethod
+    def from_bytes(cls, data: memoryview, network: Network, exact: bool) -> Numbers:
+        """ValueError where the bytes cannot be this network's."""
+        parts = split(data, 1 + len(network.shapes) + exact)
+        code = decode_latent_code(parts[0], network.latent_shape[0])
+        tensors = zip(parts[1:], network.shapes.items(), strict=False)
+        weights = {name: decode_tensor(part, shape) for part, (name, shape) in tensors}
+        return cls(weights, code, *(decode_layers(parts[-1], len(network.layers)) if exact else ()))
 
 
 class Drawer:
-    """Decoded weights, ready to draw: the same pictures in the encoder, which hashes them, and in every reader of this
-    kind of machine."""
+    """Pictures of the float profile: the same in the encoder, which hashes them, and in a reader on such a machine."""
 
-    def __init__(self, network: Network, weights: dict[str, Quantised], code: LatentCode):
-        self.network, self.step = network, code.step
+    def __init__(self, network: Network, weights: dict[str, Quantised], step: float):
+        self.network, self._step = network, step
         self._weights = {name: torch.from_numpy(q.floats()) for name, q in weights.items()}
 
     @torch.no_grad()
     def draw(self, latents: Tensor) -> Tensor:
         """[H, W, 3] uint8 of latents [C, h, w] in steps, which may be fractions."""
-        picture = self.network.pictures(self._weights, latents[None].float() * self.step)
+        picture = self.network.pictures(self._weights, latents[None].float() * self._step)
         return picture[0].permute(1, 2, 0).mul(255).round_().clamp_(0, 255).to(torch.uint8).contiguous()

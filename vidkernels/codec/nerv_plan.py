@@ -18,7 +18,7 @@ from .nerv_model import NETWORKS
 from .nerv_train import SHARES, STAGES, Plan, Trainer
 from .protocol import Goal
 
-_LOOKS = 20  # at bytes and PSNR, in the stages that have them
+_LOOKS = 10  # at bytes and PSNR, in the stages that have them
 _EPOCHS = 150  # where no time is given
 _LEAST_STEPS, _MOST_STEPS = 1500, 20_000
 _TIMED = 6  # steps, of which the fastest counts: other work on the machine only adds
@@ -28,20 +28,27 @@ _USUAL = 132 * 160 * 320  # pixels of the clip that the rules below were measure
 
 
 def make_plan(
-    model: str, clip: Clip, frames: torch.Tensor, counted: torch.Tensor | None, goal: Goal, gop: int, began: float
+    model: str,
+    clip: Clip,
+    frames: torch.Tensor,
+    counted: torch.Tensor | None,
+    goal: Goal,
+    gop: int,
+    exact: bool,
+    began: float,
 ) -> Plan:
     pixels = math.prod(frames.shape[:3])
     most = pixels / 8  # weights; more could not be found from so few pixels
     steps = max(_LEAST_STEPS, min(_MOST_STEPS, _EPOCHS * len(clip) // 2))
     if goal.seconds is not None:
         weights = 500_000 * math.sqrt(goal.seconds / 120)
-        plan = Plan(NETWORKS[model].config(clip.size, min(weights, most)), (0,) * 4, gop)
+        plan = Plan(NETWORKS[model].config(clip.size, min(weights, most)), (0,) * 4, gop, exact)
         each, look = _pace(model, frames, counted, plan)
         left = 0.97 * goal.seconds - (time.monotonic() - began) - 3 * look
         steps = max(40, int(left / sum(t * share for t, share in zip(each, SHARES, strict=True))))
         return replace(plan, steps=_stages(steps), check=steps)
     if goal.bytes is not None:
-        room = goal.bytes - Envelope(model, clip, {}, gop).bytes(0, [0] * -(-len(clip) // gop))
+        room = goal.bytes - Envelope(model, clip, {}, gop, exact).bytes(0, [0] * -(-len(clip) // gop))
         if room < 1000:
             _check.fail("fit", f"sound, times and hashes leave {room} bytes for the pictures.",
                         "allow more bytes, or cut a part out: only a whole clip keeps its audio.")  # fmt: skip
@@ -49,7 +56,7 @@ def make_plan(
     else:
         weights = 300_000 * 10 ** ((goal.psnr - 30) / 8) * math.sqrt(pixels / _USUAL)  # the price does the rest
     config = NETWORKS[model].config(clip.size, min(weights, most))
-    return Plan(config, _stages(steps), gop, check=max(1, steps // _LOOKS), bytes=goal.bytes, psnr=goal.psnr)
+    return Plan(config, _stages(steps), gop, exact, check=max(1, steps // _LOOKS), bytes=goal.bytes, psnr=goal.psnr)
 
 
 def _stages(steps: int) -> tuple[int, ...]:
@@ -77,10 +84,10 @@ def _seconds(work) -> float:
 class Envelope:
     """What a file holds beside the model's own bytes: times, hashes, sound, index."""
 
-    def __init__(self, model: str, clip: Clip, config: dict, gop: int):
+    def __init__(self, model: str, clip: Clip, config: dict, gop: int, exact: bool):
         height, width = clip.size
         base, pts = timestamps(clip.seconds, clip.rate)
-        header = Header(model, width, height, base, config, color=color_of(clip.source.path))
+        header = Header(model, width, height, base, config, color=color_of(clip.source.path), exact=exact)
         self._heads = [len(header.to_bytes())]
         groups = [pts[k : k + gop] for k in range(0, len(pts), gop)]
         for times in groups:

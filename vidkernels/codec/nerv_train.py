@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ..functional import frame_loss
 from .clip import decibels
-from .nerv_bits import PARTS, LatentCode, Quantised, encode_latents, latent_code
-from .nerv_model import Drawer, Network, encode_network
+from .nerv_bits import PARTS, Quantised, encode_latents, latent_code
+from .nerv_integer import MOST, Ranges, integers, ranges, simulated
+from .nerv_model import Network, Numbers
 from .nerv_rate import laplace_bits, quantised, row_bits
 
 STAGES = ("float", "noise", "round", "polish")
@@ -27,7 +28,8 @@ _RATES = {"weights": 1.0, "latents": 3.0, "steps": 2.0}  # times the plan's rate
 _BETAS = (0.9, 0.99)
 _WARM, _FLOOR = 0.05, 0.02  # of the steps before the rate is full; of the rate, at the end
 _FIRST_BITS = 6  # of the largest weight when the steps begin to be learned
-_LIMIT = 127  # of weights and latents, in steps: what eight bits hold
+_LIMIT = 127  # of weights, in steps: what eight bits hold
+_SEEN = 12  # frames whose activations decide about ranges
 _PRICES = (1e-4, 10.0)
 
 
@@ -43,6 +45,7 @@ class Plan:
     config: dict
     steps: tuple[int, int, int, int]
     gop: int
+    exact: bool = True
     batch: int = 2
     rate: float = 4e-3
     price: float = 0.02
@@ -68,8 +71,7 @@ class Plan:
 class Written:
     """What a file will hold: a chunk for all frames, and a layer for each group of pictures."""
 
-    weights: dict[str, Quantised]
-    code: LatentCode
+    numbers: Numbers
     latents: np.ndarray  # [T, C, h, w] int32
     chunk: bytes
     layers: list[bytes]
@@ -111,6 +113,7 @@ class Trainer:
         self.stage, self.into = 0, 0  # the stage in work, and steps done in it
         self.square = math.nan  # of the last step
         self.frozen: dict[str, Quantised] | None = None
+        self.ranges: Ranges | None = None  # of the exact profile's bytes
 
     # ---- one step
 
@@ -125,8 +128,11 @@ class Trainer:
         generator = torch.Generator().manual_seed((self.seed << 32) + self.at)
         index = self._batch()
         weights, latents, bits = self._numbers(index, generator)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.mode != "polish"):
-            pictures = self.network.pictures(weights, latents)
+        if self.ranges is not None:
+            pictures = self.network.cut(simulated(self.network.layers, weights, latents, self.ranges))
+        else:
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.mode in ("float", "noise")):
+                pictures = self.network.pictures(weights, latents)
         weight = None if self.counted is None else self.counted[index % len(self.counted)].float()
         square = frame_loss(
             pictures.float().permute(0, 2, 3, 1), self.frames[index], weight, l1=0.0, l2=1.0, ssim=0.0
@@ -170,7 +176,8 @@ class Trainer:
                 drawn[name] = k * step
             weights = drawn
         step = self.tensors["latents.step"].exp()
-        k = quantised(y[index], step, mode, generator).clamp(-_LIMIT, _LIMIT)
+        most = MOST if self.ranges is None else self.ranges.most
+        k = quantised(y[index], step, mode, generator).clamp(-most, most)
         first = (index % self.plan.gop == 0).view(-1, 1, 1, 1)
         before = quantised(y[(index - 1).clamp(min=0)], step, "round")
         predicted = self.tensors["latents.follow"].view(1, -1, 1, 1) * before
@@ -210,6 +217,8 @@ class Trainer:
 
     def enter(self, stage: int) -> None:
         """Begin a stage, or a round more of one."""
+        if STAGES[stage] == "round" and self.plan.exact and self.ranges is None:
+            self.ranges = self._ranges()
         if STAGES[stage] == "polish" and self.frozen is None:
             self.freeze()
         self.stage, self.into = stage, 0
@@ -230,23 +239,35 @@ class Trainer:
             tensor.requires_grad_(name.startswith("latents") and name != "latents.step")
 
     def _weights(self) -> dict[str, Quantised]:
-        return {name: _rounded(w, self.tensors[f"{name}.step"]) for name, w in self.groups["weights"].items()}
+        return {name: _rounded(w, self.tensors[f"{name}.step"], _LIMIT) for name, w in self.groups["weights"].items()}
 
     def written(self) -> Written:
         """What the file would hold if the fit ended now; in the first stage, with steps as they will begin."""
         if self.mode == "float" or (self.mode == "noise" and self.into == 0):
             self._begin_steps()
         weights = self.frozen or self._weights()
-        latents = _rounded(self.tensors["latents"], self.tensors["latents.step"])
+        r = self.ranges or (self._ranges() if self.plan.exact else None)
+        most = MOST if r is None else r.most
+        latents = _rounded(self.tensors["latents"], self.tensors["latents.step"], most)
         follow = (self.tensors["latents.follow"].detach() * PARTS).round().clamp(0, PARTS).to(torch.int32).numpy()
         code = latent_code(latents.values, latents.step, follow, self.plan.gop)
         groups = range(0, len(self.frames), self.plan.gop)
         layers = [encode_latents(latents.values[k : k + self.plan.gop], code) for k in groups]
-        return Written(weights, code, latents.values, encode_network(weights, code), layers)
+        exact = () if r is None else (integers(self.network.layers, weights, latents.step, r), r.stretch)
+        numbers = Numbers(weights, code, *exact)
+        return Written(numbers, latents.values, numbers.to_bytes(), layers)
+
+    @torch.no_grad()
+    def _ranges(self) -> Ranges:
+        """Of the bytes between the layers, from what the clip's frames give now."""
+        weights = {name: torch.from_numpy(q.floats()) for name, q in self._weights().items()}
+        latents = _rounded(self.tensors["latents"], self.tensors["latents.step"], MOST)
+        seen = torch.from_numpy(latents.floats())[:: -(-len(self.frames) // _SEEN)]
+        return ranges(self.network.layers, weights, seen, int(np.abs(latents.values).max()))
 
     def psnr(self, written: Written) -> list[float]:
         """Of each frame as it will be drawn, over the pixels that count."""
-        drawer, found = Drawer(self.network, written.weights, written.code), []
+        drawer, found = written.numbers.drawer(self.network), []
         for t, frame in enumerate(self.frames):
             off = (drawer.draw(torch.from_numpy(written.latents[t])).float() - frame.float()).square().mean(-1) / 255**2
             if self.counted is None:
@@ -273,7 +294,7 @@ class Trainer:
                 out[f"frozen step/{name}"] = np.array(weight.step)
         return out
 
-    def restore(self, arrays: dict[str, np.ndarray], at: int, stage: int, into: int) -> None:
+    def restore(self, arrays: dict[str, np.ndarray], at: int, stage: int, into: int, bounds: Ranges | None) -> None:
         """Go on from `arrays()`. Raises KeyError or ValueError if they are not this fit's."""
         for name, tensor in self.tensors.items():
             if arrays[f"value/{name}"].shape != tuple(tensor.shape):
@@ -284,6 +305,7 @@ class Trainer:
                     kind: torch.from_numpy(arrays[f"{kind}/{name}"].copy())
                     for kind in ("step", "exp_avg", "exp_avg_sq")
                 }
+        self.ranges = bounds
         if STAGES[stage] == "polish":
             self.freeze()
             self.frozen = {
@@ -293,9 +315,9 @@ class Trainer:
         self.at, self.stage, self.into = at, stage, into
 
 
-def _rounded(x: Tensor, log_step: Tensor) -> Quantised:
+def _rounded(x: Tensor, log_step: Tensor, limit: int) -> Quantised:
     step = float(np.float32(log_step.detach().exp()))
-    return Quantised((x.detach() / step).round().clamp(-_LIMIT, _LIMIT).to(torch.int32).numpy(), step)
+    return Quantised((x.detach() / step).round().clamp(-limit, limit).to(torch.int32).numpy(), step)
 
 
 def _cosine(top: float, done: float) -> float:

@@ -11,7 +11,7 @@ from .. import _check
 from .container import ContainerReader, Gop, Report
 from .errors import damaged
 from .nerv_bits import decode_latents
-from .nerv_model import CHUNK, NETWORKS, Drawer, decode_network
+from .nerv_model import CHUNK, NETWORKS, Numbers
 from .opened import OpenedFile
 
 _KEPT_GOPS = 4
@@ -33,11 +33,11 @@ class NetworkFile(OpenedFile):
             reader.close()
             _check.fail("open", f"{reader.path}: {str(error).splitlines()[0]}.")
         try:
-            weights, self.code = decode_network(self._chunk(), self.network)
+            numbers = Numbers.from_bytes(self._chunk(), self.network, reader.header.exact)
+            self.code, self._drawer = numbers.code, numbers.drawer(self.network)
         except ValueError as error:
             reader.close()
             damaged(reader.path, 0, CHUNK, str(error).splitlines()[0])
-        self._drawer = Drawer(self.network, weights, self.code)
 
     def _chunk(self) -> memoryview:
         data = self.reader.chunk(CHUNK)
