@@ -1,0 +1,314 @@
+// Forward: a thread copies a strip of x with its borders, multiplies it block by block, and activates the sums while
+// they are in its cache. Backward: a strip of dz = grad_out * derivative serves three purposes: the same product gives
+// grad_x, its words against the strip of x give grad_weight, their sum grad_bias.
+//
+//   strip of x    [row][position][in]                       numbers: float, or bf16 for the units that take it
+//   strip of dz   [dy][row][position][s C]
+//   words of dz   [position (pair)][(dy, dx, c)]            positions on a border are zeros
+//   sums          [chunk][ky][kx][in][(dy, dx, c)] float32; chunks are fixed by the sizes, whoever adds them
+#include "core/parallel.h"
+#include "ops/upsample_conv/upsample_conv_strips.h"
+
+namespace vk::VK_ISA {
+namespace {
+
+constexpr int64_t kChunks = 16;                     // parts of the sum over pixels that have sums of their own
+constexpr int64_t kChunkFloats = int64_t(1) << 23;  // that all of them together may take
+
+void multiply([[maybe_unused]] Unit unit, const Product& p, const char* base, int64_t n, const uint32_t* weights,
+              const float* bias, float* z) {
+#if defined(VK_UPCONV_BF16)
+  if (unit == Unit::tiles) return tiles_product(p, base, n, weights, bias, z);
+  if (unit == Unit::dot) return dot_product(p, base, n, weights, bias, z);
+#endif
+  fma_product(p, base, n, weights, bias, z);
+}
+
+void begin([[maybe_unused]] Unit unit, [[maybe_unused]] int64_t rows, [[maybe_unused]] int64_t words,
+           [[maybe_unused]] int64_t columns) {
+#if defined(VK_UPCONV_BF16)
+  if (unit == Unit::tiles) tiles_begin(rows, words, columns);
+#endif
+}
+void end([[maybe_unused]] Unit unit) {
+#if defined(VK_UPCONV_BF16)
+  if (unit == Unit::tiles) tiles_end();
+#endif
+}
+
+template <class T>
+void forward(const UpsampleConv& a, Unit unit) {
+  const UpsampleConvSizes& s = a.sizes;
+  const Plan p(s, unit);
+  const Runs runs(unit, s.kw * p.in / p.per_word);
+  const int64_t tiles = ceil_div(p.row_out, 16);
+  Scratch<int64_t> offset(size_t(s.kh));
+  for (int64_t ky = 0; ky < s.kh; ++ky) offset[size_t(ky)] = ky * p.pitch * p.in * p.size;
+  const Product product{runs, s.kh, p.in * p.size, offset.data(), tiles, p.row_out};
+  Scratch<uint32_t> weights(size_t(s.scale * tiles * product.tile_words()));
+  Scratch<float> bias(size_t(s.scale * tiles * 16));
+  const T* weight = static_cast<const T*>(a.weight);
+  unit == Unit::fma ? pack_forward<float>(p, runs, weight, weights.data())
+                    : pack_forward<bf16>(p, runs, weight, weights.data());
+  for (int64_t i = 0; i < s.scale * tiles * 16; ++i) {
+    const int64_t dy = i / (tiles * 16), j = i % (tiles * 16);
+    bias[size_t(i)] = a.bias && j < p.row_out ? to_float(static_cast<const T*>(a.bias)[filter_of(s, dy, j)]) : 0.0f;
+  }
+  parallel_for(s.batch * p.strips, 1, [&](int64_t i0, int64_t i1) {
+    Scratch<char> strip(size_t(p.strip_numbers(p.in) * p.size));
+    Scratch<float> z(size_t((kBlock + 16) * p.row_out + 64));
+    begin(unit, 16, runs.words, p.row_out < 16 ? p.row_out : 16);
+    for (int64_t i = i0; i < i1; ++i) {
+      const int64_t b = i / p.strips, first = i % p.strips * p.rows, height = p.strip_height(i % p.strips);
+      const T* x = static_cast<const T*>(a.x) + b * s.height * s.width * s.in;
+      if (unit == Unit::fma)
+        fill_strip<float, T>(p, x, nullptr, first, height, s.width * s.in, s.in, p.in,
+                             reinterpret_cast<float*>(strip.data()));
+      else
+        fill_strip<bf16, T>(p, x, nullptr, first, height, s.width * s.in, s.in, p.in,
+                            reinterpret_cast<bf16*>(strip.data()));
+      const int64_t positions = p.positions(i % p.strips);
+      for (int64_t m0 = 0; m0 < positions; m0 += kBlock) {
+        const int64_t n = positions - m0 < kBlock ? positions - m0 : kBlock;
+        for (int64_t dy = 0; dy < s.scale; ++dy) {
+          multiply(unit, product, strip.data() + m0 * product.pixel, n,
+                   weights.data() + dy * tiles * product.tile_words(), bias.data() + dy * tiles * 16, z.data());
+          each_segment(p, m0, n, [&](int64_t y, int64_t px, int64_t at, int64_t count) {
+            const int64_t row = (b * s.height + first + y) * s.scale + dy, to = (row * s.width + px) * p.row_out;
+            activate(s.activation, z.data() + at * p.row_out, count * p.row_out,
+                     a.out ? static_cast<T*>(a.out) + to : nullptr,
+                     a.derivative ? static_cast<T*>(a.derivative) + to : nullptr);
+          });
+        }
+      }
+    }
+    end(unit);
+  });
+}
+
+// ---- backward
+
+/// dz words: one row of `columns` words per step, as the unit takes them. Returns the steps.
+int64_t spread_words(const Plan& p, const char* strip, int64_t plane, int64_t positions, int64_t columns,
+                     uint32_t* words) {
+  const int64_t origin = p.s.kh / 2 * p.pitch + p.s.kw / 2;
+  if (p.unit == Unit::fma) {
+    const float* dz = reinterpret_cast<const float*>(strip);
+    for (int64_t m = 0; m < positions; ++m)
+      for (int64_t dy = 0; dy < p.s.scale; ++dy)
+        std::memcpy(words + m * columns + dy * p.row_out, dz + dy * plane + (origin + m) * p.row_in,
+                    size_t(p.row_out) * 4);
+    return positions;
+  }
+  const uint16_t* dz = reinterpret_cast<const uint16_t*>(strip);
+  const int64_t steps = p.unit == Unit::tiles ? ceil_div(positions, 32) * 16 : ceil_div(positions, 2);
+  for (int64_t k = 0; k < steps; ++k) {
+    uint32_t* row = words + k * columns;
+    if (2 * k >= positions) {
+      std::memset(row, 0, size_t(columns) * 4);
+      continue;
+    }
+    const bool second = 2 * k + 1 < positions;
+    for (int64_t dy = 0; dy < p.s.scale; ++dy, row += p.row_out) {
+      const uint16_t *low = dz + dy * plane + (origin + 2 * k) * p.row_in, *high = low + p.row_in;
+      for (int64_t j = 0; j < p.row_out; ++j) row[j] = low[j] | (second ? uint32_t(high[j]) << 16 : 0);
+    }
+  }
+  return steps;
+}
+
+/// sum[n] += the numbers of column n.
+void add_columns(Unit unit, const uint32_t* words, int64_t steps, int64_t columns, float* sum) {
+  for (int64_t n = 0; n < columns; n += 16) {
+    V16 a(0.0f), b(0.0f);
+    for (int64_t k = 0; k < steps; ++k) {
+      I16 w;
+      std::memcpy(&w, words + k * columns + n, sizeof w);
+      VK_EACH_PART {
+        a.p[i] += unit == Unit::fma ? (PartF)w.p[i] : (PartF)(w.p[i] << 16);
+        b.p[i] += unit == Unit::fma ? PartF{} : (PartF)(w.p[i] & int32_t(0xffff0000u));
+      }
+    }
+    store(sum + n, load(sum + n) + (a + b));
+  }
+}
+
+/// The strip of x as the unit wants it on the left of the weight gradient.
+struct Left {
+  int64_t groups, rows, plane;  // tiles: groups of `rows` planes of `plane` numbers
+  int64_t channels;             // rows of sums per tap
+  int64_t words;                // of 32 bits, all of it
+  Left(const Plan& p) {
+    groups = ceil_div(p.s.in, 16);
+    rows = ceil_div(p.s.in, groups);
+    const int64_t positions = p.strip_rows() * p.pitch;
+    plane = ceil_div(positions + 64, 32) * 32;
+    plane += plane % 128 ? 0 : 32;  // not a multiple of what falls into one set of the cache
+    channels = p.unit == Unit::tiles ? groups * rows : p.in;
+    words = p.unit == Unit::tiles ? channels * plane / 2 : p.unit == Unit::dot ? positions * p.in + 64 : 0;
+  }
+};
+
+void spread_left(const Plan& p, const Left& left, const char* strip, int64_t height, uint32_t* to) {
+  const int64_t positions = (height + p.s.kh - 1) * p.pitch;
+  const uint16_t* x = reinterpret_cast<const uint16_t*>(strip);
+  if (p.unit == Unit::dot) {
+    for (int64_t e = 0; e < positions * p.in; ++e) to[e] = x[e] | uint32_t(x[e + p.in]) << 16;
+  } else if (p.unit == Unit::tiles) {
+    uint16_t* planes = reinterpret_cast<uint16_t*>(to);
+    for (int64_t c = 0; c < left.channels; ++c) {
+      uint16_t* plane = planes + c * left.plane;
+      int64_t m = 0;
+      if (c < p.s.in)
+        for (; m < positions; ++m) plane[m] = x[m * p.in + c];
+      std::memset(plane + m, 0, size_t(left.plane - m) * 2);
+    }
+  }
+}
+
+/// sums[ky][kx][channel][columns] of one strip.
+void multiply_left(const Plan& p, const Left& left, const char* strip, [[maybe_unused]] const uint32_t* spread,
+                   const uint32_t* words, int64_t steps, int64_t columns, bool fresh, float* sums) {
+  const char* dz = reinterpret_cast<const char*>(words);
+  const int64_t taps = p.s.kw * left.channels * columns;
+  for (int64_t ky = 0; ky < p.s.kh; ++ky, sums += taps) {
+#if defined(VK_UPCONV_BF16)
+    if (p.unit == Unit::tiles) {
+      for (int64_t kx = 0; kx < p.s.kw; ++kx)
+        gradient_tiles_run(reinterpret_cast<const char*>(spread) + (ky * p.pitch + kx) * 2, left.plane * 2, left.rows,
+                           left.groups, dz, columns, steps, fresh, sums + kx * left.channels * columns);
+      continue;
+    }
+    if (p.unit == Unit::dot) {
+      gradient_dot_run(reinterpret_cast<const char*>(spread + ky * p.pitch * p.in), 2 * p.in * 4, p.s.kw * p.in, dz,
+                       columns, steps, fresh, sums);
+      continue;
+    }
+#endif
+    gradient_fma_run(strip + ky * p.pitch * p.in * 4, p.in * 4, p.s.kw * p.in, dz, columns, steps, fresh, sums);
+  }
+}
+
+/// Adds the chunks in their order and puts the sums where the weights lie.
+template <class T>
+void finish(const UpsampleConvBackward& a, const Plan& p, const Left& left, const float* sums, const float* bias_sums,
+            int64_t chunks, int64_t chunk_floats, int64_t columns) {
+  const UpsampleConvSizes& s = p.s;
+  const int64_t taps = s.kh * s.kw, filter = s.in * taps, used = s.scale * p.row_out;
+  parallel_for(columns / 16, 1 + 4096 / (16 * filter), [&](int64_t n0, int64_t n1) {
+    Scratch<T> lanes(size_t(16 * filter));
+    for (int64_t n = n0 * 16; n < n1 * 16; n += 16) {
+      float lane[16];
+      for (int64_t t = 0; t < taps; ++t)
+        for (int64_t c = 0; c < s.in; ++c) {
+          const float* from = sums + (t * left.channels + c) * columns + n;
+          V16 sum = load(from);
+          for (int64_t i = 1; i < chunks; ++i) sum = sum + load(from + i * chunk_floats);
+          store(lane, sum);
+          for (int64_t l = 0; l < 16; ++l) lanes[size_t(l * filter + c * taps + t)] = from_float<T>(lane[l]);
+        }
+      V16 sum = load(bias_sums + n);
+      for (int64_t i = 1; i < chunks; ++i) sum = sum + load(bias_sums + i * columns + n);
+      store(lane, sum);
+      for (int64_t l = 0; l < 16 && n + l < used; ++l) {
+        const int64_t o = filter_of(s, (n + l) / p.row_out, (n + l) % p.row_out);
+        std::memcpy(static_cast<T*>(a.grad_weight) + o * filter, lanes.data() + l * filter, size_t(filter) * sizeof(T));
+        static_cast<T*>(a.grad_bias)[o] = from_float<T>(lane[l]);
+      }
+    }
+  });
+}
+
+template <class Number, class T>
+void backward(const UpsampleConvBackward& a, Unit unit) {
+  const UpsampleConvSizes& s = a.sizes;
+  const Plan p(s, unit);
+  const Left left(p);
+  const Runs runs(unit, s.kw * p.row_in / p.per_word);
+  const int64_t plane = p.strip_rows() * p.pitch * p.row_in;  // of one dy
+  const int64_t tiles = ceil_div(s.in, 16), rows = s.kh * s.scale;
+  Scratch<int64_t> offset(static_cast<size_t>(rows));
+  for (int64_t r = 0; r < rows; ++r)
+    offset[size_t(r)] = (r % s.scale * plane + r / s.scale * p.pitch * p.row_in) * p.size;
+  const Product product{runs, rows, p.row_in * p.size, offset.data(), tiles, s.in};
+  Scratch<uint32_t> weights(size_t(a.grad_x ? tiles * product.tile_words() : 0));
+  if (a.grad_x) pack_backward<Number>(p, runs, static_cast<const T*>(a.weight), weights.data());
+
+  const int64_t total = s.batch * p.strips, columns = ceil_div(s.scale * p.row_out, 16) * 16;
+  const int64_t chunk_floats = s.kh * s.kw * left.channels * columns;
+  int64_t chunks = total == 0 ? 1 : total < kChunks ? total : kChunks;
+  if (chunks * chunk_floats > kChunkFloats) chunks = kChunkFloats / chunk_floats > 1 ? kChunkFloats / chunk_floats : 1;
+  Scratch<float> sums(size_t(chunks * chunk_floats)), bias_sums(size_t(chunks * columns));
+  std::memset(bias_sums.data(), 0, bias_sums.size() * 4);
+  if (total == 0) std::memset(sums.data(), 0, sums.size() * 4);
+
+  parallel_for(total == 0 ? 0 : chunks, 1, [&](int64_t c0, int64_t c1) {
+    Scratch<Number> x_strip(size_t(p.strip_numbers(p.in)));
+    Scratch<Number> dz(size_t(plane * (s.scale - 1) + p.strip_numbers(p.row_in)));
+    Scratch<uint32_t> words(size_t((p.rows * p.pitch + 64) * columns));
+    Scratch<uint32_t> spread(static_cast<size_t>(left.words));
+    Scratch<float> z(size_t((kBlock + 16) * s.in + 64));
+    for (int64_t chunk = c0; chunk < c1; ++chunk) {
+      const int64_t begin_strip = total * chunk / chunks, end_strip = total * (chunk + 1) / chunks;
+      for (int64_t i = begin_strip; i < end_strip; ++i) {
+        const int64_t b = i / p.strips, first = i % p.strips * p.rows, height = p.strip_height(i % p.strips);
+        const int64_t positions = p.positions(i % p.strips), row_numbers = s.width * p.row_out;
+        for (int64_t dy = 0; dy < s.scale; ++dy) {
+          const int64_t from = (b * s.height * s.scale + dy) * row_numbers;
+          const T* derivative = static_cast<const T*>(a.derivative);
+          fill_strip<Number, T>(p, static_cast<const T*>(a.grad_out) + from, derivative ? derivative + from : nullptr,
+                                first, height, s.scale * row_numbers, p.row_out, p.row_in, dz.data() + dy * plane);
+        }
+        const char* strip = reinterpret_cast<const char*>(dz.data());
+        if (a.grad_x) {
+          begin(unit, 16, runs.words, s.in < 16 ? s.in : 16);
+          for (int64_t m0 = 0; m0 < positions; m0 += kBlock) {
+            const int64_t n = positions - m0 < kBlock ? positions - m0 : kBlock;
+            multiply(unit, product, strip + m0 * product.pixel, n, weights.data(), nullptr, z.data());
+            each_segment(p, m0, n, [&](int64_t y, int64_t px, int64_t at, int64_t count) {
+              const int64_t to = ((b * s.height + first + y) * s.width + px) * s.in;
+              copy_numbers<T, float>(z.data() + at * s.in, nullptr, static_cast<T*>(a.grad_x) + to, count * s.in);
+            });
+          }
+        }
+        fill_strip<Number, T>(p, static_cast<const T*>(a.x) + b * s.height * s.width * s.in, nullptr, first, height,
+                              s.width * s.in, s.in, p.in, x_strip.data());
+        const int64_t steps = spread_words(p, strip, plane, positions, columns, words.data());
+        add_columns(unit, words.data(), steps, columns, bias_sums.data() + chunk * columns);
+        spread_left(p, left, reinterpret_cast<const char*>(x_strip.data()), height, spread.data());
+        begin(unit, left.rows, 16, 16);
+        multiply_left(p, left, reinterpret_cast<const char*>(x_strip.data()), spread.data(), words.data(), steps,
+                      columns, i == begin_strip, sums.data() + chunk * chunk_floats);
+      }
+    }
+    end(unit);
+  });
+  finish<T>(a, p, left, sums.data(), bias_sums.data(), chunks, chunk_floats, columns);
+}
+
+Unit unit_of(const UpsampleConvSizes& s) {
+  static const Unit best = find_unit();
+  return s.element == Element::bf16 ? best : Unit::fma;
+}
+
+}  // namespace
+
+void upsample_conv(const UpsampleConv& a) {
+  if (a.sizes.batch * a.sizes.height * a.sizes.width == 0) return;
+  switch (a.sizes.element) {
+    case Element::f16: return forward<f16>(a, Unit::fma);
+    case Element::bf16: return forward<bf16>(a, unit_of(a.sizes));
+    default: return forward<float>(a, Unit::fma);
+  }
+}
+
+void upsample_conv_backward(const UpsampleConvBackward& a) {
+  const Unit unit = unit_of(a.sizes);
+  switch (a.sizes.element) {
+    case Element::f16: return backward<float, f16>(a, Unit::fma);
+    case Element::bf16: return unit == Unit::fma ? backward<float, bf16>(a, unit) : backward<bf16, bf16>(a, unit);
+    default: return backward<float, float>(a, Unit::fma);
+  }
+}
+
+}  // namespace vk::VK_ISA
