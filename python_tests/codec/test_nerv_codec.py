@@ -89,8 +89,8 @@ def test_frames_by_index_slice_and_time(source, tmp_path):
             assert torch.equal(video.at(i / 10 + 1e-12), frames[i])
         assert torch.equal(video.at(0.7), frames[6])
         assert torch.equal(video.at(0.69), frames[6])  # nothing comes after it
-        latents = [video.numbers(i).double() for i in (2, 3)]
-        assert torch.equal(video.at(0.25), video.drawn((latents[0] + latents[1]) / 2))  # across groups, too
+        latents = [video.latents(i).double() for i in (2, 3)]
+        assert torch.equal(video.at(0.25), video.drawn(((latents[0] + latents[1]) / 2, 2.5)))  # across groups, too
         with pytest.raises(ValueError, match="at:"):
             video.at(0.71)
 

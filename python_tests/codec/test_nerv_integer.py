@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from vidkernels.codec.nerv_bits import Quantised
+from vidkernels.codec.nerv_families import NETWORKS
 from vidkernels.codec.nerv_integer import (
     IntegerDrawer,
     Layer,
@@ -14,7 +15,7 @@ from vidkernels.codec.nerv_integer import (
     ranges,
     simulated,
 )
-from vidkernels.codec.nerv_model import NETWORKS, Drawer
+from vidkernels.codec.nerv_model import Drawer
 
 CONFIG = {"latent": 4, "channels": [8, 4], "strides": [3, 2, 2]}
 SIZE = (21, 30)
@@ -74,7 +75,7 @@ def test_integers_draw_what_is_simulated(seed):
     assert float(apart.mean()) < 0.5
     assert abs(float((drawn.float() - seen).mean())) < 0.1
     plain = Drawer(network, weights, 0.3)
-    pictures = torch.stack([plain.draw(x) for x in latents])
+    pictures = torch.stack([plain.draw(x, 0) for x in latents])
     assert float((drawn.float() - pictures.float()).abs().mean()) < 4  # bytes between layers are close to floats
     assert float(pictures.float().std()) > 20
 

@@ -40,7 +40,7 @@ End = Annotated[Any, typer.Option(help="leave out what is from this time on", **
 Resize = Annotated[
     Any, typer.Option(help="scale frames to WxH, or to a short side", **_unit(units.picture, "WxH|SIDE"))
 ]
-ModelName = Annotated[str, typer.Option("--model", help="the representation to fit: gaussian, latent")]
+ModelName = Annotated[str, typer.Option("--model", help="the representation to fit: gaussian, latent, flow")]
 Sheet = Annotated[bool, typer.Option(help="write a contact sheet beside the file")]
 
 
@@ -192,6 +192,7 @@ def describe(path: Path, as_json: bool) -> None:
             "file": str(path),
             "bytes": file.end,
             "audio bytes": file.audio_bytes,
+            "key frame bytes (AV1)": len(file.chunk("KEYS") or b""),
             "model": header.model,
             "width": width,
             "height": height,

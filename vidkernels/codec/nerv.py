@@ -13,14 +13,16 @@ from collections.abc import Generator
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from .. import _check
 from .clip import Clip, color_of, fingerprint, timestamps, whole_audio
 from .container import ContainerWriter, Header, frame_hash
+from .nerv_families import NETWORKS
 from .nerv_integer import Ranges
 from .nerv_mask import counted_pixels
-from .nerv_model import CHUNK, NETWORKS
+from .nerv_model import CHUNK, SIDE
 from .nerv_plan import Envelope, make_plan
 from .nerv_train import STAGES, Plan, Trainer, Written
 from .protocol import Goal, Progress, Source, state_path
@@ -55,8 +57,8 @@ def fit(
     clip = Clip(Source(path, source.start, source.end, source.size))
     mask = None if mask is None else Path(os.path.abspath(mask))
     frames, counted = _pictures(clip, mask)
-    plan = make_plan(model, clip, frames, counted, goal, min(gop or _GOP, len(clip)), exact, began)
-    return (yield from _Run(model, clip, Path(out), plan, frames, counted, began, mask=mask).work())
+    plan, side = make_plan(model, clip, frames, counted, goal, min(gop or _GOP, len(clip)), exact, began)
+    return (yield from _Run(model, clip, Path(out), plan, side, frames, counted, began, mask=mask).work())
 
 
 def resume(state: Path) -> Generator[Progress, None, Source]:
@@ -79,6 +81,7 @@ class _Run:
         clip: Clip,
         out: Path,
         plan: Plan,
+        side: bytes,
         frames: torch.Tensor,
         counted: torch.Tensor | None,
         began: float,
@@ -86,11 +89,11 @@ class _Run:
         mask: Path | None = None,
         spent: float = 0.0,
     ):
-        self.model, self.clip, self.out, self.mask = model, clip, out, mask
+        self.model, self.clip, self.out, self.mask, self.side = model, clip, out, mask, side
         self.began, self.seconds = began - spent, clip.seconds
-        network = NETWORKS[model].network(plan.config, clip.size, torch.Generator().manual_seed(_SEED))
+        network = NETWORKS[model].network(plan.config, clip.size, torch.Generator().manual_seed(_SEED), side)
         self.trainer = Trainer(network, frames, counted, plan, _SEED)
-        self.envelope = Envelope(model, clip, plan.config, plan.gop, plan.exact)
+        self.envelope = Envelope(model, clip, plan.config, plan.gop, plan.exact, side)
         self.whole = True  # False while a step is done: half of one is not to be saved
         self.rounds = 0  # added to the last two stages
         self.seen: tuple[float, int] | None = None  # PSNR and bytes, as they were last looked at
@@ -192,10 +195,12 @@ class _Run:
                         color=color_of(self.clip.source.path), exact=plan.exact)  # fmt: skip
         with ContainerWriter(self.out, header) as writer:
             writer.add_chunk(CHUNK, written.chunk)
+            if self.side:
+                writer.add_chunk(SIDE, self.side)
             for k, layer in enumerate(written.layers):
                 first = k * plan.gop
                 latents = torch.from_numpy(written.latents[first : first + plan.gop])
-                hashes = [frame_hash(drawer.draw(x)) for x in latents]
+                hashes = [frame_hash(drawer.draw(x, first + i)) for i, x in enumerate(latents)]
                 writer.add_gop(first, pts[first : first + len(hashes)], {0: layer}, hashes)
             audio = whole_audio(self.clip.source)
             if audio is not None:
@@ -218,6 +223,7 @@ class _Run:
             "spent": time.monotonic() - self.began,
             "mask": None if self.mask is None else [str(self.mask), fingerprint(self.mask)],
         }  # fmt: skip
+        arrays["side"] = np.frombuffer(self.side, np.uint8)
         write_state(state_path(self.out), self.clip, facts, arrays)
 
     @classmethod
@@ -229,7 +235,8 @@ class _Run:
                 if fingerprint(mask) != facts["mask"][1]:
                     raise ValueError(f"{mask} is no longer the mask that the fit began with")
             plan = Plan(**{**facts["plan"], "steps": tuple(facts["plan"]["steps"])})
-            run = cls(facts["model"], clip, path.with_suffix(""), plan, *_pictures(clip, mask), began, mask=mask,
+            side = arrays["side"].tobytes()
+            run = cls(facts["model"], clip, path.with_suffix(""), plan, side, *_pictures(clip, mask), began, mask=mask,
                       spent=facts["spent"])  # fmt: skip
             run.rounds, run.best = facts["rounds"], facts["best"]
             run.seen = None if facts["seen"] is None else tuple(facts["seen"])

@@ -21,12 +21,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..functional.nerv.upsample_conv import upsample_conv
 from .entropy import decode_symbols, encode_symbols
 from .nerv_bits import Quantised, join, split
 
 ZERO = 128  # the byte of a latent of 0
 MOST = 127  # of a latent, in units of its byte
 _SPAN = 0.9999  # of the values before a GELU lie in the range of its table
+_SAMPLES = 1 << 18
 _FLAT = -3.2  # below, GELU is 0 as far as a byte goes
 _DIP = 0.17  # GELU's least value is just above minus this
 _MULTIPLIER_BITS = 15
@@ -67,8 +69,8 @@ def ranges(layers, weights: dict[str, Tensor], latents: Tensor, most: int) -> Ra
     found = ([], [], [], [])
     x = latents
     for name, scale in layers[:-1]:
-        x = F.pixel_shuffle(F.conv2d(x, weights[f"{name}.weight"], weights[f"{name}.bias"], padding=1), scale)
-        values = x.flatten().sort().values
+        x = upsample_conv(x, weights[f"{name}.weight"], weights[f"{name}.bias"], scale, "none")
+        values = x.flatten()[:: 1 + x.numel() // _SAMPLES].sort().values
         cut = round((1 - _SPAN) * (len(values) - 1))
         low, high = max(float(values[cut]), _FLAT), max(float(values[len(values) - 1 - cut]), 0.1)
         out = (float(F.gelu(torch.tensor(high))) + _DIP) / 255
@@ -82,12 +84,12 @@ def simulated(layers, weights: dict[str, Tensor], latents: Tensor, r: Ranges) ->
     """Pictures [B, 3, H, W] as the integers will draw them, nearly; gradients pass through the rounding."""
     x = latents.contiguous(memory_format=torch.channels_last)
     for (name, scale), low, step, out, zero in zip(layers[:-1], r.low, r.step, r.out, r.zero, strict=True):
-        z = F.conv2d(x, weights[f"{name}.weight"], weights[f"{name}.bias"], padding=1)
+        z = upsample_conv(x, weights[f"{name}.weight"], weights[f"{name}.bias"], scale, "none")
         z = z.clamp(low, low + 255 * step)
-        z = F.gelu(F.pixel_shuffle(z + (((z - low) / step).round() * step + low - z).detach(), scale))
+        z = F.gelu(z + (((z - low) / step).round() * step + low - z).detach())
         x = z + (((z / out + zero).round().clamp(0, 255) - zero) * out - z).detach()
     name, scale = layers[-1]
-    return F.pixel_shuffle(F.conv2d(x, weights[f"{name}.weight"], weights[f"{name}.bias"], padding=1), scale) + 0.5
+    return upsample_conv(x, weights[f"{name}.weight"], weights[f"{name}.bias"], scale, "none") + 0.5
 
 
 def integers(layers, weights: dict[str, Quantised], latent_step: float, r: Ranges) -> list[Layer]:
@@ -145,15 +147,14 @@ class IntegerDrawer:
             k = weights[f"{name}.weight"].values.astype(np.int64)
             bias = weights[f"{name}.bias"].values.astype(np.int64) * layer.ratio
             bias = (bias + (1 << _RATIO_BITS - 1) >> _RATIO_BITS) + layer.offset
-            if (
-                np.abs(k).max(initial=0) > 127
-                or (np.abs(k).reshape(len(k), -1).sum(1) * 255 + np.abs(bias)).max() >> 31
-            ):
+            rows = np.abs(k).reshape(len(k), -1)
+            if rows.max() > 127 or (rows.sum(1) * 255 + np.abs(bias)).max() >> 31:
                 raise ValueError("the sums of a layer need more than 32 bits")
-            bias = torch.from_numpy(bias - layer.zero * k.reshape(len(k), -1).sum(1))
-            self._stages.append((torch.from_numpy(k), bias, layer, torch.from_numpy(layer.table), scale))
+            exact = torch.float32 if rows.sum(1).max() * 255 < 1 << 24 else torch.float64
+            table = torch.from_numpy(layer.table)
+            self._stages.append((torch.from_numpy(k).to(exact), torch.from_numpy(bias), layer, table, scale))
 
-    def draw(self, latents: Tensor) -> Tensor:
+    def draw(self, latents: Tensor, time: float = 0.0) -> Tensor:
         x = (latents.double() * self._stretch).round_().clamp_(-MOST, MOST).add_(ZERO).to(torch.uint8)[None]
         for k, bias, layer, table, scale in self._stages:
             x = _convolved(x, k, bias, layer, table, scale)
@@ -162,7 +163,7 @@ class IntegerDrawer:
 
 def _convolved(x: Tensor, k: Tensor, bias: Tensor, layer: Layer, table: Tensor, scale: int) -> Tensor:
     """[1, O / scale^2, h * scale, w * scale] uint8 of [1, C, h, w]."""
-    padded = F.pad(x, (1, 1, 1, 1), value=layer.zero)
-    sums = F.conv2d(padded.double(), k.double()).long() + bias.view(1, -1, 1, 1)  # integers below 2^53: exact
-    index = (sums * layer.multiplier + (1 << layer.shift - 1) >> layer.shift).clamp_(0, 255)
-    return F.pixel_shuffle(table[index], scale)
+    x = (x.to(k.dtype) - layer.zero).contiguous(memory_format=torch.channels_last)
+    sums = upsample_conv(x, k, None, 1, "none")  # of integers that this type of float holds exactly, in any order
+    index = (sums.long() + bias.view(1, -1, 1, 1)) * layer.multiplier + (1 << layer.shift - 1) >> layer.shift
+    return F.pixel_shuffle(table[index.clamp_(0, 255)], scale)

@@ -14,7 +14,8 @@ from .. import _check
 from . import layout
 from .clip import Clip, color_of, timestamps, whole_audio
 from .container import Header
-from .nerv_model import NETWORKS
+from .nerv_families import NETWORKS
+from .nerv_model import Network
 from .nerv_train import SHARES, STAGES, Plan, Trainer
 from .protocol import Goal
 
@@ -36,17 +37,23 @@ def make_plan(
     gop: int,
     exact: bool,
     began: float,
-) -> Plan:
+) -> tuple[Plan, bytes]:
+    """The plan, and what the file holds beside the network."""
+    family = NETWORKS[model]
+    exact = exact and family.exact
     pixels = math.prod(frames.shape[:3])
     most = pixels / 8  # weights; more could not be found from so few pixels
     steps = max(_LEAST_STEPS, min(_MOST_STEPS, _EPOCHS * len(clip) // 2))
     if goal.seconds is not None:
         weights = 500_000 * math.sqrt(goal.seconds / 120)
-        plan = Plan(NETWORKS[model].config(clip.size, min(weights, most)), (0,) * 4, gop, exact)
-        each, look = _pace(model, frames, counted, plan)
+        config = family.config(clip.size, min(weights, most), len(clip))
+        plan, side = Plan(config, (0,) * 4, gop, exact), family.side(config, frames, goal, None)
+        network = family.network(config, clip.size, torch.Generator().manual_seed(0), side)
+        each, look = _pace(network, frames, counted, plan)
         left = 0.97 * goal.seconds - (time.monotonic() - began) - 3 * look
         steps = max(40, int(left / sum(t * share for t, share in zip(each, SHARES, strict=True))))
-        return replace(plan, steps=_stages(steps), check=steps)
+        return replace(plan, steps=_stages(steps), check=steps), side
+    room = None
     if goal.bytes is not None:
         room = goal.bytes - Envelope(model, clip, {}, gop, exact).bytes(0, [0] * -(-len(clip) // gop))
         if room < 1000:
@@ -55,18 +62,19 @@ def make_plan(
         weights = 8 * _WEIGHT_SHARE * room / _WEIGHT_BITS
     else:
         weights = 300_000 * 10 ** ((goal.psnr - 30) / 8) * math.sqrt(pixels / _USUAL)  # the price does the rest
-    config = NETWORKS[model].config(clip.size, min(weights, most))
-    return Plan(config, _stages(steps), gop, exact, check=max(1, steps // _LOOKS), bytes=goal.bytes, psnr=goal.psnr)
+    config = family.config(clip.size, min(weights, most), len(clip))
+    plan = Plan(config, _stages(steps), gop, exact, check=max(1, steps // _LOOKS), bytes=goal.bytes, psnr=goal.psnr)
+    return plan, family.side(config, frames, goal, room)
 
 
 def _stages(steps: int) -> tuple[int, ...]:
     return tuple(max(4, round(share * steps)) for share in SHARES)
 
 
-def _pace(model: str, frames: torch.Tensor, counted: torch.Tensor | None, plan: Plan) -> tuple[list[float], float]:
+def _pace(
+    network: Network, frames: torch.Tensor, counted: torch.Tensor | None, plan: Plan
+) -> tuple[list[float], float]:
     """Seconds of a step of each stage, and of a look at what would be written."""
-    size = tuple(frames.shape[1:3])
-    network = NETWORKS[model].network(plan.config, size, torch.Generator().manual_seed(0))
     trainer = Trainer(network, frames, counted, replace(plan, steps=(_TIMED,) * 4))
     each = []
     for stage in range(len(STAGES)):
@@ -84,7 +92,7 @@ def _seconds(work) -> float:
 class Envelope:
     """What a file holds beside the model's own bytes: times, hashes, sound, index."""
 
-    def __init__(self, model: str, clip: Clip, config: dict, gop: int, exact: bool):
+    def __init__(self, model: str, clip: Clip, config: dict, gop: int, exact: bool, side: bytes = b""):
         height, width = clip.size
         base, pts = timestamps(clip.seconds, clip.rate)
         header = Header(model, width, height, base, config, color=color_of(clip.source.path), exact=exact)
@@ -96,8 +104,10 @@ class Envelope:
             self._heads.append(layout.GOP.size + table + header.hash_bytes * len(times))
         audio = whole_audio(clip.source)
         self._heads += [] if audio is None else [len(audio.to_bytes())]
+        chunks = 1 + bool(side) + (audio is not None)
+        self._heads += [len(side)] if side else []
         index = layout.INDEX.size + len(groups) * (layout.GOP_RECORD.itemsize + layout.LAYER_RECORD.itemsize)
-        self._heads += [index + (1 if audio is None else 2) * layout.OTHER_RECORD.itemsize, layout.TAIL.size]
+        self._heads += [index + chunks * layout.OTHER_RECORD.itemsize, layout.TAIL.size]
 
     def bytes(self, chunk: int, layers: Sequence[int]) -> int:
         """Of the file with a shared chunk and layers of these lengths."""

@@ -7,7 +7,6 @@ import math
 import torch
 from torch import Tensor
 
-MODES = ("float", "noise", "round")
 _LOG2 = math.log(2)
 _LEAST, _MOST = 0.04, 1e4  # of a Laplace distribution's spread, in steps
 
@@ -30,9 +29,3 @@ def laplace_bits(k: Tensor, spread: Tensor) -> Tensor:
     tail = (r - 0.5).clamp(min=0) / b - torch.log(-0.5 * torch.expm1(-1 / b))
     inside = -torch.log((1 - torch.exp(-0.5 / b) * torch.cosh(r.clamp(max=0.5) / b)).clamp(min=1e-9))
     return torch.where(r < 0.5, inside, tail) / _LOG2
-
-
-def row_bits(k: Tensor) -> Tensor:
-    """Bits of a tensor whose rows (output channels) have a spread of their own."""
-    rows = k.flatten(1) if k.dim() > 1 else k[None]
-    return laplace_bits(rows, rows.abs().mean(1, keepdim=True)).sum()

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from ..functional import frame_loss
+from ..functional.nerv.rate import fake_quantize_rate
 from .clip import decibels
 from .nerv_bits import PARTS, Quantised, encode_latents, latent_code
 from .nerv_integer import MOST, Ranges, integers, ranges, simulated
 from .nerv_model import Network, Numbers
-from .nerv_rate import laplace_bits, quantised, row_bits
+from .nerv_rate import laplace_bits, quantised
 
 STAGES = ("float", "noise", "round", "polish")
 SHARES = (0.3, 0.5, 0.15, 0.05)
@@ -132,7 +133,7 @@ class Trainer:
             pictures = self.network.cut(simulated(self.network.layers, weights, latents, self.ranges))
         else:
             with torch.autocast("cpu", torch.bfloat16, enabled=self.mode in ("float", "noise")):
-                pictures = self.network.pictures(weights, latents)
+                pictures = self.network.pictures(weights, latents, index)
         weight = None if self.counted is None else self.counted[index % len(self.counted)].float()
         square = frame_loss(
             pictures.float().permute(0, 2, 3, 1), self.frames[index], weight, l1=0.0, l2=1.0, ssim=0.0
@@ -170,10 +171,12 @@ class Trainer:
         if self.mode != "polish":
             drawn = {}
             for name, weight in weights.items():
-                step = self.tensors[f"{name}.step"].exp()
-                k = quantised(weight, step, mode, generator).clamp(-_LIMIT, _LIMIT)
-                bits = bits + row_bits(k)
-                drawn[name] = k * step
+                rows = weight.flatten(1) if weight.dim() > 1 else weight[None]
+                size = rows.abs()
+                step = torch.maximum(self.tensors[f"{name}.step"].exp(), size.detach().max() / _LIMIT)
+                value, cost = fake_quantize_rate(rows, step, size.mean(1) / step, mode=mode, generator=generator)
+                bits = bits + cost.sum()
+                drawn[name] = value.view_as(weight)
             weights = drawn
         step = self.tensors["latents.step"].exp()
         most = MOST if self.ranges is None else self.ranges.most
@@ -239,14 +242,18 @@ class Trainer:
             tensor.requires_grad_(name.startswith("latents") and name != "latents.step")
 
     def _weights(self) -> dict[str, Quantised]:
-        return {name: _rounded(w, self.tensors[f"{name}.step"], _LIMIT) for name, w in self.groups["weights"].items()}
+        out = {}
+        for name, weight in self.groups["weights"].items():
+            least = weight.detach().abs().max() / _LIMIT
+            out[name] = _rounded(weight, self.tensors[f"{name}.step"].maximum(least.log()), _LIMIT)
+        return out
 
     def written(self) -> Written:
         """What the file would hold if the fit ended now; in the first stage, with steps as they will begin."""
         if self.mode == "float" or (self.mode == "noise" and self.into == 0):
             self._begin_steps()
         weights = self.frozen or self._weights()
-        r = self.ranges or (self._ranges() if self.plan.exact else None)
+        r = self.ranges  # before the third stage there are none, and a look shows floats
         most = MOST if r is None else r.most
         latents = _rounded(self.tensors["latents"], self.tensors["latents.step"], most)
         follow = (self.tensors["latents.follow"].detach() * PARTS).round().clamp(0, PARTS).to(torch.int32).numpy()
@@ -269,7 +276,9 @@ class Trainer:
         """Of each frame as it will be drawn, over the pixels that count."""
         drawer, found = written.numbers.drawer(self.network), []
         for t, frame in enumerate(self.frames):
-            off = (drawer.draw(torch.from_numpy(written.latents[t])).float() - frame.float()).square().mean(-1) / 255**2
+            off = (drawer.draw(torch.from_numpy(written.latents[t]), t).float() - frame.float()).square().mean(
+                -1
+            ) / 255**2
             if self.counted is None:
                 found.append(decibels(float(off.mean(dtype=torch.float64))))
                 continue

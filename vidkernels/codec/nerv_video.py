@@ -11,7 +11,8 @@ from .. import _check
 from .container import ContainerReader, Gop, Report
 from .errors import damaged
 from .nerv_bits import decode_latents
-from .nerv_model import CHUNK, NETWORKS, Numbers
+from .nerv_families import NETWORKS
+from .nerv_model import CHUNK, SIDE, Numbers
 from .opened import OpenedFile
 
 _KEPT_GOPS = 4
@@ -28,7 +29,9 @@ class NetworkFile(OpenedFile):
         self._gops: OrderedDict[int, torch.Tensor] = OrderedDict()
         self._lock = Lock()  # iterating decodes ahead on a thread of its own
         try:
-            self.network = NETWORKS[self.model].network(reader.header.config, self.size)
+            side = bytes(reader.chunk(SIDE) or b"")
+            self.network = NETWORKS[self.model].network(reader.header.config, self.size, side=side)
+            self.side_bytes = len(side)
         except ValueError as error:
             reader.close()
             _check.fail("open", f"{reader.path}: {str(error).splitlines()[0]}.")
@@ -45,7 +48,7 @@ class NetworkFile(OpenedFile):
             raise ValueError("the chunk with the weights is missing")
         return data
 
-    def numbers(self, frame: int) -> torch.Tensor:
+    def latents(self, frame: int) -> torch.Tensor:
         """[C, h, w] int32 latents of a frame, in steps."""
         gop = self.reader.gop_of_frame(frame)
         with self._lock:
@@ -56,22 +59,29 @@ class NetworkFile(OpenedFile):
             self._gops.move_to_end(gop.number)
             return self._gops[gop.number][frame - gop.first_frame]
 
-    def drawn(self, numbers: torch.Tensor) -> torch.Tensor:
-        return self._drawer.draw(numbers)
+    def numbers(self, frame: int) -> tuple[torch.Tensor, float]:
+        return self.latents(frame), frame
+
+    def drawn(self, numbers: tuple[torch.Tensor, float]) -> torch.Tensor:
+        return self._drawer.draw(*numbers)
 
     def at(self, seconds: float) -> torch.Tensor:
         """The picture [H, W, 3] at a time from the first frame on: between two frames, the latents are half way,
         too."""
         gop, k, share = self.moment(seconds)
         frame = gop.first_frame + k
-        now = self.numbers(frame)
-        if share > 0 and frame + 1 < len(self):
-            now = torch.lerp(now.double(), self.numbers(frame + 1).double(), share)
-        return self.drawn(now)
+        if share == 0 or frame + 1 == len(self):
+            return self[frame]
+        between = torch.lerp(self.latents(frame).double(), self.latents(frame + 1).double(), share)
+        return self.drawn((between, frame + share))
 
     def verify(self) -> Report:
         """Check every byte, and every frame against its hash."""
-        return self.reader.verify(lambda gop, layers: map(self.drawn, self._decoded(gop, layers[0])))
+
+        def pictures(gop, layers):
+            return (self.drawn((x, gop.first_frame + k)) for k, x in enumerate(self._decoded(gop, layers[0])))
+
+        return self.reader.verify(pictures)
 
     def _decoded(self, gop: Gop, data: memoryview) -> torch.Tensor:
         shape = (gop.frames, *self.network.latent_shape)

@@ -31,7 +31,11 @@ from vidkernels import _check
 if TYPE_CHECKING:
     from .reader import Report
 
-MODELS = {"gaussian": "vidkernels.codec.gaussian", "latent": "vidkernels.codec.nerv_latent"}
+MODELS = {
+    "gaussian": "vidkernels.codec.gaussian",
+    "latent": "vidkernels.codec.nerv_latent",
+    "flow": "vidkernels.codec.nerv_flow",
+}
 
 
 @dataclass(frozen=True)

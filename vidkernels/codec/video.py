@@ -12,7 +12,7 @@ import torch
 from .. import _check
 from .container import ContainerReader, Gop, Report
 from .gaussian_model import Grid, decode_gop
-from .nerv_model import NETWORKS
+from .nerv_families import NETWORKS
 from .nerv_video import NetworkFile
 from .opened import OpenedFile
 

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vidkernels import _check
+from vidkernels.functional.nerv.upsample_conv import upsample_conv
+from vidkernels.nn.nerv.block import NeRVBlock
 
 __all__ = ["LatentDecoder", "LatentNeRV", "latent_strides", "latent_widths"]
 
@@ -27,18 +28,6 @@ def latent_widths(first: int, blocks: int) -> tuple[int, ...]:
     """Channels after each block, multiples of 8: as wide as the published decoders at the start, half of it later."""
     shares = _SHARES[:blocks] + _SHARES[-1:] * (blocks - len(_SHARES))
     return tuple(max(8, 8 * round(first * share / 8)) for share in shares)
-
-
-class _UpBlock(nn.Module):
-    """gelu(pixel_shuffle(conv(x)))"""
-
-    def __init__(self, inputs: int, outputs: int, scale: int):
-        super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs * scale**2, 3, padding=1)
-        self.scale = scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(F.pixel_shuffle(self.conv(x), self.scale))
 
 
 class LatentDecoder(nn.Module):
@@ -75,7 +64,7 @@ class LatentDecoder(nn.Module):
             )  # fmt: skip
         widths = [latent, *channels]
         self.blocks = nn.ModuleList(
-            _UpBlock(a, b, s) for (a, b), s in zip(itertools.pairwise(widths), strides[:-1], strict=True)
+            NeRVBlock(a, b, s) for (a, b), s in zip(itertools.pairwise(widths), strides[:-1], strict=True)
         )
         self.head = nn.Conv2d(widths[-1], 3 * strides[-1] ** 2, 3, padding=1)
         self.head_scale = strides[-1]
@@ -90,7 +79,7 @@ class LatentDecoder(nn.Module):
         x = latents.contiguous(memory_format=torch.channels_last)
         for block in self.blocks:
             x = block(x)
-        return F.pixel_shuffle(self.head(x), self.head_scale) + 0.5
+        return upsample_conv(x, self.head.weight, self.head.bias, self.head_scale, "none") + 0.5
 
 
 class LatentNeRV(nn.Module):
