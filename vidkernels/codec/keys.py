@@ -65,6 +65,9 @@ def decode_keys(data: bytes | memoryview, size: tuple[int, int], count: int) -> 
     try:
         context = av.CodecContext.create("av1" if "libdav1d" not in av.codecs_available else "libdav1d", "r")
         context.extradata = parts[0] if parts else b""
+        # What a damaged header says of the size must not decide about memory.
+        context.options = {"max_pixels": str(2 * max(size[0], _LEAST_SIDE) * max(size[1], _LEAST_SIDE))}
+        context.thread_count = 1
         for part in [*parts[1:], None]:
             packet = None if part is None else av.Packet(part)
             pictures += [converter.to_rgb(p) for p in context.decode(packet) if _covers(p, size)]
