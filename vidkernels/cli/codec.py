@@ -61,6 +61,7 @@ def fit(
     resize: Resize = None,
     gop: Annotated[int | None, typer.Option(min=1, help="frames per group of pictures")] = None,
     mask: Annotated[Path | None, typer.Option(help="a picture or video: what is white there need not be kept")] = None,
+    floats: Annotated[bool, typer.Option("--float", help="draw with floats, not bit for bit everywhere")] = False,
     sheet: Sheet = True,
 ) -> None:
     """Fit a model to a video and write it as a .vkv file. Without --budget, --size or --psnr: 60 seconds."""
@@ -78,10 +79,10 @@ def fit(
             raise ValueError(f"{state} holds an unfinished fit; go on with `vidkernels resume {out}`, or delete it")
         cut = protocol.Source(source, start, end, resize)
         goal = protocol.Goal(budget, size, psnr)
-        masked = {} if mask is None else {"mask": mask}
-        if mask is not None and model == "gaussian":
-            raise ValueError("the Gaussian model takes no mask; a network does: --model latent")
-        _run(protocol.model(model).fit(cut, out, goal, gop=gop, **masked), out, sheet)
+        special = ({} if mask is None else {"mask": mask}) | ({"exact": False} if floats else {})
+        if special and model == "gaussian":
+            raise ValueError("the Gaussian model has no mask and no float profile; a network does: --model latent")
+        _run(protocol.model(model).fit(cut, out, goal, gop=gop, **special), out, sheet)
 
 
 def resume(

@@ -84,7 +84,7 @@ def simulated(layers, weights: dict[str, Tensor], latents: Tensor, r: Ranges) ->
     """Pictures [B, 3, H, W] as the integers will draw them, nearly; gradients pass through the rounding."""
     x = latents.contiguous(memory_format=torch.channels_last)
     for (name, scale), low, step, out, zero in zip(layers[:-1], r.low, r.step, r.out, r.zero, strict=True):
-        z = upsample_conv(x, weights[f"{name}.weight"], weights[f"{name}.bias"], scale, "none")
+        z = upsample_conv(x, weights[f"{name}.weight"], weights[f"{name}.bias"], scale, "none").float()
         z = z.clamp(low, low + 255 * step)
         z = F.gelu(z + (((z - low) / step).round() * step + low - z).detach())
         x = z + (((z / out + zero).round().clamp(0, 255) - zero) * out - z).detach()

@@ -49,7 +49,7 @@ def make_plan(
         config = family.config(clip.size, min(weights, most), len(clip))
         plan, side = Plan(config, (0,) * 4, gop, exact), family.side(config, frames, goal, None)
         network = family.network(config, clip.size, torch.Generator().manual_seed(0), side)
-        each, look = _pace(network, frames, counted, plan)
+        each, look = _pace(network, frames, counted, plan, 0.01 * goal.seconds)
         left = 0.97 * goal.seconds - (time.monotonic() - began) - 3 * look
         steps = max(40, int(left / sum(t * share for t, share in zip(each, SHARES, strict=True))))
         return replace(plan, steps=_stages(steps), check=steps), side
@@ -72,14 +72,17 @@ def _stages(steps: int) -> tuple[int, ...]:
 
 
 def _pace(
-    network: Network, frames: torch.Tensor, counted: torch.Tensor | None, plan: Plan
+    network: Network, frames: torch.Tensor, counted: torch.Tensor | None, plan: Plan, most: float
 ) -> tuple[list[float], float]:
-    """Seconds of a step of each stage, and of a look at what would be written."""
+    """Seconds of a step of each stage, and of a look at what would be written; `most`: to spend on a stage's steps."""
     trainer = Trainer(network, frames, counted, replace(plan, steps=(_TIMED,) * 4))
     each = []
     for stage in range(len(STAGES)):
         trainer.enter(stage)
-        each.append(min(_seconds(trainer.step) for _ in range(_TIMED)))
+        tries, end = [], time.monotonic() + most
+        while len(tries) < 2 or (len(tries) < _TIMED and time.monotonic() < end):
+            tries.append(_seconds(trainer.step))
+        each.append(min(tries))
     return each, _seconds(lambda: trainer.psnr(trainer.written()))
 
 

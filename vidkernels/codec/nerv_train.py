@@ -129,11 +129,12 @@ class Trainer:
         generator = torch.Generator().manual_seed((self.seed << 32) + self.at)
         index = self._batch()
         weights, latents, bits = self._numbers(index, generator)
-        if self.ranges is not None:
-            pictures = self.network.cut(simulated(self.network.layers, weights, latents, self.ranges))
-        else:
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.mode in ("float", "noise")):
+        # Half the bits cost nothing measurable, until only the latents are left to be refined.
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.mode != "polish"):
+            if self.ranges is None:
                 pictures = self.network.pictures(weights, latents, index)
+            else:
+                pictures = self.network.cut(simulated(self.network.layers, weights, latents, self.ranges))
         weight = None if self.counted is None else self.counted[index % len(self.counted)].float()
         square = frame_loss(
             pictures.float().permute(0, 2, 3, 1), self.frames[index], weight, l1=0.0, l2=1.0, ssim=0.0
