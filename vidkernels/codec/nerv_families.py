@@ -32,10 +32,11 @@ _KEY_CRF = 40  # where neither bytes nor decibels are asked for
 class Family:
     """A kind of network.
 
-    exact: whether its pictures can be drawn from integers alone.
+    exact: whether its pictures can be drawn from integers alone. rest: share of the bytes that its numbers get.
     """
 
     exact = True
+    rest = 1.0
 
     def config(self, size: tuple[int, int], weights: float, frames: int) -> dict:
         """Of a network with about so many weights: JSON for the header."""
@@ -99,6 +100,7 @@ class FlowFamily(LatentFamily):
     """models/nerv/flow_nerv.py, with key frames by AV1 (keys.py)"""
 
     exact = False
+    rest = 1 - _KEY_SHARE
     share = 16
 
     def config(self, size, weights, frames):

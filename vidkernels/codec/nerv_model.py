@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -21,6 +23,7 @@ from .nerv_bits import (
 from .nerv_integer import IntegerDrawer, Layer, decode_layers, encode_layers
 
 CHUNK, SIDE = "NETW", "KEYS"  # kinds of chunks
+APPENDED = re.compile("D[0-9]{3}")  # weights of what was appended: where it begins, then its differences to NETW
 
 
 class Network:
@@ -62,19 +65,33 @@ class Numbers:
             return Drawer(network, self.weights, self.code.step)
         return IntegerDrawer(network.layers, self.weights, self.layers, self.stretch, network.size)
 
-    def to_bytes(self) -> bytes:
-        """The NETW chunk."""
+    def to_bytes(self, base: dict[str, Quantised] | None = None) -> bytes:
+        """A NETW chunk; with `base`, the part of a chunk of weights that differ from these, in the same steps."""
+        weights = self.weights.items()
+        if base is not None:
+            weights = [(name, Quantised(w.values - base[name].values, w.step)) for name, w in weights]
         exact = [] if self.layers is None else [encode_layers(self.layers, self.stretch)]
-        return join(encode_latent_code(self.code), *map(encode_tensor, self.weights.values()), *exact)
+        return join(encode_latent_code(self.code), *(encode_tensor(w) for _, w in weights), *exact)
 
     @classmethod
-    def from_bytes(cls, data: memoryview, network: Network, exact: bool) -> Numbers:
+    def from_bytes(
+        cls, data: memoryview, network: Network, exact: bool, base: dict[str, Quantised] | None = None
+    ) -> Numbers:
         """ValueError where the bytes cannot be this network's."""
         parts = split(data, 1 + len(network.shapes) + exact)
         code = decode_latent_code(parts[0], network.latent_shape[0])
         tensors = zip(parts[1:], network.shapes.items(), strict=False)
         weights = {name: decode_tensor(part, shape) for part, (name, shape) in tensors}
+        if base is not None:
+            weights = {name: _sum(base[name], change) for name, change in weights.items()}
         return cls(weights, code, *(decode_layers(parts[-1], len(network.layers)) if exact else ()))
+
+
+def _sum(base: Quantised, change: Quantised) -> Quantised:
+    values = base.values.astype(np.int64) + change.values
+    if np.abs(values).max() >> 24:
+        raise ValueError("a weight is far outside of what a decoder takes")
+    return Quantised(values.astype(np.int32), base.step)
 
 
 class Drawer:

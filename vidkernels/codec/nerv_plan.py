@@ -23,7 +23,7 @@ _LOOKS = 10  # at bytes and PSNR, in the stages that have them
 _EPOCHS = 150  # where no time is given
 _LEAST_STEPS, _MOST_STEPS = 1500, 20_000
 _TIMED = 6  # steps, of which the fastest counts: other work on the machine only adds
-_WEIGHT_BITS = 4.0  # of a weight, about, in a file
+_WEIGHT_BITS = 0.5  # of a weight, about, in a file that is to be small: most of them are 0
 _WEIGHT_SHARE = 0.7  # of the bytes, about, for weights
 _USUAL = 132 * 160 * 320  # pixels of the clip that the rules below were measured on
 
@@ -52,22 +52,22 @@ def make_plan(
         each, look = _pace(network, frames, counted, plan, 0.01 * goal.seconds)
         left = 0.97 * goal.seconds - (time.monotonic() - began) - 3 * look
         steps = max(40, int(left / sum(t * share for t, share in zip(each, SHARES, strict=True))))
-        return replace(plan, steps=_stages(steps), check=steps), side
+        return replace(plan, steps=stages(steps), check=steps), side
     room = None
     if goal.bytes is not None:
         room = goal.bytes - Envelope(model, clip, {}, gop, exact).bytes(0, [0] * -(-len(clip) // gop))
         if room < 1000:
             _check.fail("fit", f"sound, times and hashes leave {room} bytes for the pictures.",
                         "allow more bytes, or cut a part out: only a whole clip keeps its audio.")  # fmt: skip
-        weights = 8 * _WEIGHT_SHARE * room / _WEIGHT_BITS
+        weights = 8 * _WEIGHT_SHARE * family.rest * room / _WEIGHT_BITS
     else:
         weights = 300_000 * 10 ** ((goal.psnr - 30) / 8) * math.sqrt(pixels / _USUAL)  # the price does the rest
     config = family.config(clip.size, min(weights, most), len(clip))
-    plan = Plan(config, _stages(steps), gop, exact, check=max(1, steps // _LOOKS), bytes=goal.bytes, psnr=goal.psnr)
+    plan = Plan(config, stages(steps), gop, exact, check=max(1, steps // _LOOKS), bytes=goal.bytes, psnr=goal.psnr)
     return plan, family.side(config, frames, goal, room)
 
 
-def _stages(steps: int) -> tuple[int, ...]:
+def stages(steps: int) -> tuple[int, ...]:
     return tuple(max(4, round(share * steps)) for share in SHARES)
 
 

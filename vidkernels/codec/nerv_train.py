@@ -30,6 +30,7 @@ _BETAS = (0.9, 0.99)
 _WARM, _FLOOR = 0.05, 0.02  # of the steps before the rate is full; of the rate, at the end
 _FIRST_BITS = 6  # of the largest weight when the steps begin to be learned
 _LIMIT = 127  # of weights, in steps: what eight bits hold
+_NARROWEST = 0.05  # spread of integers that are all 0, for a gradient
 _SEEN = 12  # frames whose activations decide about ranges
 _PRICES = (1e-4, 10.0)
 
@@ -86,10 +87,19 @@ class Trainer:
     """The numbers of a fit in progress: parameters, steps, latents and the optimiser's memory.
 
     Args:     network: what draws. frames: [T, H, W, 3] uint8. counted: [T or 1, H, W] bool, the pixels that matter, or
-              None. plan: of the fit; may be replaced from step to step.
+              None. plan: of the fit; may be replaced from step to step. base: weights that stay; what is learned, and
+              paid for, is the difference to them, in their steps.
     """
 
-    def __init__(self, network: Network, frames: Tensor, counted: Tensor | None, plan: Plan, seed: int = 0):
+    def __init__(
+        self,
+        network: Network,
+        frames: Tensor,
+        counted: Tensor | None,
+        plan: Plan,
+        seed: int = 0,
+        base: dict[str, Quantised] | None = None,
+    ):
         self.network, self.frames, self.counted, self.plan, self.seed = network, frames, counted, plan, seed
         count, channels = len(frames), network.latent_shape[0]
         generator = torch.Generator().manual_seed(seed)
@@ -113,7 +123,15 @@ class Trainer:
         self.at = 0  # steps done
         self.stage, self.into = 0, 0  # the stage in work, and steps done in it
         self.square = math.nan  # of the last step
+        self._base = base
+        self._start: dict[str, Tensor] = {}
+        for name, weight in (base or {}).items():
+            self._start[name] = torch.from_numpy(weight.floats())
+            self.tensors[name].data.zero_()
+            self.tensors[f"{name}.step"].data.fill_(math.log(weight.step))
+            self.tensors[f"{name}.step"].requires_grad_(False)
         self.frozen: dict[str, Quantised] | None = None
+        self._last: dict[str, Tensor] = {}  # the frozen weights as floats
         self.ranges: Ranges | None = None  # of the exact profile's bytes
 
     # ---- one step
@@ -166,19 +184,22 @@ class Trainer:
         """(weights by name, latents of the frames, bits of the whole clip as far as they can still change)."""
         y, weights = self.tensors["latents"], self.groups["weights"]
         if self.mode == "float":
-            return weights, y[index], torch.zeros(())
+            return self._added(weights), y[index], torch.zeros(())
         mode = "noise" if self.mode == "noise" else "round"
         bits = torch.zeros(())
-        if self.mode != "polish":
+        if self.mode == "polish":
+            weights = self._last
+        else:
             drawn = {}
             for name, weight in weights.items():
                 rows = weight.flatten(1) if weight.dim() > 1 else weight[None]
                 size = rows.abs()
                 step = torch.maximum(self.tensors[f"{name}.step"].exp(), size.detach().max() / _LIMIT)
-                value, cost = fake_quantize_rate(rows, step, size.mean(1) / step, mode=mode, generator=generator)
+                spread = (size.mean(1) / step).clamp(min=_NARROWEST)
+                value, cost = fake_quantize_rate(rows, step, spread, mode=mode, generator=generator)
                 bits = bits + cost.sum()
                 drawn[name] = value.view_as(weight)
-            weights = drawn
+            weights = self._added(drawn)
         step = self.tensors["latents.step"].exp()
         most = MOST if self.ranges is None else self.ranges.most
         k = quantised(y[index], step, mode, generator).clamp(-most, most)
@@ -190,10 +211,13 @@ class Trainer:
         bits = bits + laplace_bits(missing, spread).sum() * (len(self.frames) / len(index))
         return weights, k * step, bits
 
+    def _added(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: w + self._start[name] for name, w in weights.items()} if self._start else weights
+
     @torch.no_grad()
     def _begin_steps(self) -> None:
         """First steps and spreads, from the numbers that the stage without steps has found."""
-        for name, weight in self.groups["weights"].items():
+        for name, weight in self.groups["weights"].items() if self._base is None else ():
             self.tensors[f"{name}.step"].fill_(math.log(float(weight.abs().max()) * 2 / 2**_FIRST_BITS + 1e-8))
         y = self.tensors["latents"]
         change = y[1:] - 0.9 * y[:-1] if len(y) > 1 else y
@@ -236,17 +260,20 @@ class Trainer:
 
     def freeze(self) -> None:
         """From now on the weights are what the file will hold."""
-        self.frozen = self._weights()
-        for name, weight in self.frozen.items():
-            self.groups["weights"][name].data.copy_(torch.from_numpy(weight.floats()))
+        self.frozen = self.frozen or self._weights()
+        self._last = {name: torch.from_numpy(weight.floats()) for name, weight in self.frozen.items()}
         for name, tensor in self.tensors.items():
             tensor.requires_grad_(name.startswith("latents") and name != "latents.step")
 
     def _weights(self) -> dict[str, Quantised]:
         out = {}
         for name, weight in self.groups["weights"].items():
-            least = weight.detach().abs().max() / _LIMIT
-            out[name] = _rounded(weight, self.tensors[f"{name}.step"].maximum(least.log()), _LIMIT)
+            step = self.tensors[f"{name}.step"]
+            if self._base is None:
+                out[name] = _rounded(weight, step.maximum((weight.detach().abs().max() / _LIMIT).log()), _LIMIT)
+            else:
+                base, change = self._base[name], _rounded(weight, step, 2 * _LIMIT).values
+                out[name] = Quantised((base.values + change).clip(-_LIMIT, _LIMIT), base.step)
         return out
 
     def written(self) -> Written:
@@ -263,7 +290,7 @@ class Trainer:
         layers = [encode_latents(latents.values[k : k + self.plan.gop], code) for k in groups]
         exact = () if r is None else (integers(self.network.layers, weights, latents.step, r), r.stretch)
         numbers = Numbers(weights, code, *exact)
-        return Written(numbers, latents.values, numbers.to_bytes(), layers)
+        return Written(numbers, latents.values, numbers.to_bytes(self._base), layers)
 
     @torch.no_grad()
     def _ranges(self) -> Ranges:
@@ -317,11 +344,11 @@ class Trainer:
                 }
         self.ranges = bounds
         if STAGES[stage] == "polish":
-            self.freeze()
             self.frozen = {
                 name: Quantised(arrays[f"frozen/{name}"], float(arrays[f"frozen step/{name}"]))
                 for name in self.network.shapes
             }
+            self.freeze()
         self.at, self.stage, self.into = at, stage, into
 
 

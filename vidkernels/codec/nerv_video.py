@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import OrderedDict
 from threading import Lock
 
 import torch
 
 from .. import _check
+from .bits import unpack_varint
 from .container import ContainerReader, Gop, Report
 from .errors import damaged
 from .nerv_bits import decode_latents
 from .nerv_families import NETWORKS
-from .nerv_model import CHUNK, SIDE, Numbers
+from .nerv_integer import IntegerDrawer
+from .nerv_model import APPENDED, CHUNK, SIDE, Drawer, Numbers
 from .opened import OpenedFile
 
 _KEPT_GOPS = 4
@@ -36,17 +39,28 @@ class NetworkFile(OpenedFile):
             reader.close()
             _check.fail("open", f"{reader.path}: {str(error).splitlines()[0]}.")
         try:
-            numbers = Numbers.from_bytes(self._chunk(), self.network, reader.header.exact)
-            self.code, self._drawer = numbers.code, numbers.drawer(self.network)
+            self.parts = self._parts()
         except ValueError as error:
             reader.close()
             damaged(reader.path, 0, CHUNK, str(error).splitlines()[0])
 
-    def _chunk(self) -> memoryview:
-        data = self.reader.chunk(CHUNK)
+    def _parts(self) -> list[tuple[int, Numbers, Drawer | IntegerDrawer]]:
+        """(first frame, numbers, what draws them) of the fit and of everything that was appended, in order."""
+        data, exact = self.reader.chunk(CHUNK), self.reader.header.exact
         if data is None:
             raise ValueError("the chunk with the weights is missing")
-        return data
+        numbers = Numbers.from_bytes(data, self.network, exact)
+        parts = [(0, numbers, numbers.drawer(self.network))]
+        for kind in sorted(k for k in self.reader.kinds if APPENDED.fullmatch(k)):
+            first, at = unpack_varint(data := self.reader.chunk(kind), 0)
+            if not parts[-1][0] < first < len(self):
+                raise ValueError(f"the frames of {kind} do not follow those before")
+            more = Numbers.from_bytes(data[at:], self.network, exact, numbers.weights)
+            parts.append((first, more, more.drawer(self.network)))
+        return parts
+
+    def _part(self, frame: int) -> tuple[int, Numbers, Drawer | IntegerDrawer]:
+        return self.parts[bisect_right(self.parts, frame, key=lambda part: part[0]) - 1]
 
     def latents(self, frame: int) -> torch.Tensor:
         """[C, h, w] int32 latents of a frame, in steps."""
@@ -63,14 +77,14 @@ class NetworkFile(OpenedFile):
         return self.latents(frame), frame
 
     def drawn(self, numbers: tuple[torch.Tensor, float]) -> torch.Tensor:
-        return self._drawer.draw(*numbers)
+        return self._part(int(numbers[1]))[2].draw(*numbers)
 
     def at(self, seconds: float) -> torch.Tensor:
         """The picture [H, W, 3] at a time from the first frame on: between two frames, the latents are half way,
         too."""
         gop, k, share = self.moment(seconds)
         frame = gop.first_frame + k
-        if share == 0 or frame + 1 == len(self):
+        if share == 0 or frame + 1 == len(self) or self._part(frame) is not self._part(frame + 1):
             return self[frame]
         between = torch.lerp(self.latents(frame).double(), self.latents(frame + 1).double(), share)
         return self.drawn((between, frame + share))
@@ -88,6 +102,6 @@ class NetworkFile(OpenedFile):
         try:
             if shape[0] * shape[1] * shape[2] * shape[3] > _MOST_LATENTS:
                 raise ValueError("a group of pictures has more latents than this version reads")
-            return torch.from_numpy(decode_latents(data, shape, self.code))
+            return torch.from_numpy(decode_latents(data, shape, self._part(gop.first_frame)[1].code))
         except ValueError as error:
             self.damaged_layer(gop, error)
