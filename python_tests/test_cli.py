@@ -93,6 +93,7 @@ class Fitter:
 def fitter(monkeypatch):
     made = Fitter()
     monkeypatch.setattr(protocol, "model", lambda name: made if name == "gaussian" else real(name))
+    monkeypatch.setattr(protocol, "state_model", lambda state: "gaussian")  # its states are not safetensors
     monkeypatch.setattr(protocol, "open_video", StoredVideo)
     return made
 

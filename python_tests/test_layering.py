@@ -13,7 +13,7 @@ FLOORS = {
     "data": set(),
     "metrics": {"functional"},
     "models": {"functional", "nn"},
-    "codec": {"functional", "nn", "data", "metrics"},
+    "codec": {"functional", "nn", "models", "data", "metrics"},
     "cli": {"codec", "data"},
     "train": {"functional", "nn", "models"},
     "methods": {"functional", "nn", "models", "metrics", "data"},

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vidkernels.codec import gaussian
+from vidkernels.codec import gaussian, nerv_plan
 from vidkernels.data import write_video
 
 
@@ -40,6 +40,14 @@ def source(tmp_path, moving_clip):
 def little_work(monkeypatch):
     """A tenth of the steps: what is tested here does not depend on how good the pictures are."""
     monkeypatch.setattr(gaussian, "_plan", _small_plan(gaussian._plan))
+
+
+@pytest.fixture
+def few_steps(monkeypatch):
+    """Fits of networks that take a second: what is tested here does not depend on how good the pictures are."""
+    monkeypatch.setattr(nerv_plan, "_LEAST_STEPS", 24)
+    monkeypatch.setattr(nerv_plan, "_MOST_STEPS", 24)
+    monkeypatch.setattr(nerv_plan, "_LOOKS", 3)
 
 
 def _small_plan(plan):

@@ -11,7 +11,7 @@ import pytest
 from codec.fits import fit, run
 
 from vidkernels import _native
-from vidkernels.codec import gaussian
+from vidkernels.codec import clip, gaussian
 from vidkernels.codec.protocol import Goal, Source, state_path
 
 pytest.importorskip("av")
@@ -88,7 +88,7 @@ def test_interrupted_while_the_file_is_written(source, tmp_path, monkeypatch):
     fit(path, tmp_path / "whole.vkv")
     out = tmp_path / "o.vkv"
     with monkeypatch.context() as patch:
-        patch.setattr(gaussian, "read_audio", lambda path: (_ for _ in ()).throw(OSError("disk")))
+        patch.setattr(clip, "read_audio", lambda path: (_ for _ in ()).throw(OSError("disk")))
         with pytest.raises(OSError, match="disk"):
             fit(path, out)
     assert not out.exists()

@@ -40,7 +40,7 @@ End = Annotated[Any, typer.Option(help="leave out what is from this time on", **
 Resize = Annotated[
     Any, typer.Option(help="scale frames to WxH, or to a short side", **_unit(units.picture, "WxH|SIDE"))
 ]
-ModelName = Annotated[str, typer.Option("--model", help="the representation to fit: gaussian")]
+ModelName = Annotated[str, typer.Option("--model", help="the representation to fit: gaussian, latent, flow")]
 Sheet = Annotated[bool, typer.Option(help="write a contact sheet beside the file")]
 
 
@@ -60,6 +60,8 @@ def fit(
     end: End = None,
     resize: Resize = None,
     gop: Annotated[int | None, typer.Option(min=1, help="frames per group of pictures")] = None,
+    mask: Annotated[Path | None, typer.Option(help="a picture or video: what is white there need not be kept")] = None,
+    floats: Annotated[bool, typer.Option("--float", help="draw with floats, not bit for bit everywhere")] = False,
     sheet: Sheet = True,
 ) -> None:
     """Fit a model to a video and write it as a .vkv file. Without --budget, --size or --psnr: 60 seconds."""
@@ -77,12 +79,14 @@ def fit(
             raise ValueError(f"{state} holds an unfinished fit; go on with `vidkernels resume {out}`, or delete it")
         cut = protocol.Source(source, start, end, resize)
         goal = protocol.Goal(budget, size, psnr)
-        _run(protocol.model(model).fit(cut, out, goal, gop=gop), out, sheet)
+        special = ({} if mask is None else {"mask": mask}) | ({"exact": False} if floats else {})
+        if special and model == "gaussian":
+            raise ValueError("the Gaussian model has no mask and no float profile; a network does: --model latent")
+        _run(protocol.model(model).fit(cut, out, goal, gop=gop, **special), out, sheet)
 
 
 def resume(
     path: Annotated[Path, typer.Argument(help="the .vkv file that was to be written, or its .state file")],
-    model: ModelName = "gaussian",
     sheet: Sheet = True,
 ) -> None:
     """Go on with a fit that was interrupted; the result is the one that it would have had."""
@@ -92,7 +96,7 @@ def resume(
         state = protocol.state_path(path)
         if not state.exists():
             raise ValueError(f"there is no unfinished fit: {state} does not exist")
-        _run(protocol.model(model).resume(state), state.with_suffix(""), sheet)
+        _run(protocol.model(protocol.state_model(state)).resume(state), state.with_suffix(""), sheet)
 
 
 def decode(
@@ -189,6 +193,7 @@ def describe(path: Path, as_json: bool) -> None:
             "file": str(path),
             "bytes": file.end,
             "audio bytes": file.audio_bytes,
+            "key frame bytes (AV1)": len(file.chunk("KEYS") or b""),
             "model": header.model,
             "width": width,
             "height": height,

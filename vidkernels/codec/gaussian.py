@@ -8,26 +8,24 @@ to the same bytes.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import time
 from collections.abc import Generator
 from dataclasses import asdict, replace
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from .. import _check
-from .audio import Audio, read_audio
-from .container import Color, ContainerWriter, Header, frame_hash
+from .clip import Clip, color_of, decibels, timestamps, whole_audio
+from .container import ContainerWriter, Header, frame_hash
 from .gaussian_bits import encode_change, encode_key
 from .gaussian_fit import Moments, Plan, descend, fit_change, fit_key
 from .gaussian_model import FINE_LOG2, Grid, join_gop
-from .protocol import Goal, Progress, Source, read_source, state_path
+from .protocol import Goal, Progress, Source, state_path
+from .state import reading_state, safetensors_for, write_state
 
 NAME = "gaussian"
 _GOP = 66
@@ -39,40 +37,12 @@ _KEY_SHARE = 0.3  # of the bytes, at most, for key frames
 _KEY_BYTES = 6.0  # of one Gaussian
 
 
-class _Clip:
-    """The frames of a source, decoded a stretch at a time, and their times."""
-
-    def __init__(self, source: Source):
-        self.source = source
-        self.fingerprint = _fingerprint(source.path)
-        self.numbers: range = range(0)
-
-        def first(count):
-            self.numbers = range(count)
-            return [0]
-
-        frames, self.rate, _ = read_source(source, first)
-        self.size = (int(frames.shape[1]), int(frames.shape[2]))
-        self._begin, self._frames = 0, frames
-        self.seconds: list[float] = []
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def load(self, begin: int, end: int) -> None:
-        self._frames, _, seconds = read_source(self.source, lambda count: range(begin, end))
-        self._begin, self.seconds = begin, seconds
-
-    def __getitem__(self, i: int) -> torch.Tensor:
-        return self._frames[i - self._begin]
-
-
 def fit(source: Source, out: Path, goal: Goal, *, gop: int | None) -> Generator[Progress, None, Source]:
     """Fit `source` and write `out`; see protocol.py."""
     began = time.monotonic()
-    _safetensors("fit")  # asked now, not when the first state is saved
+    safetensors_for("fit")  # asked now, not when the first state is saved
     out = Path(out)
-    clip = _Clip(Source(Path(os.path.abspath(source.path)), source.start, source.end, source.size))
+    clip = Clip(Source(Path(os.path.abspath(source.path)), source.start, source.end, source.size))
     gop = min(gop or _GOP, len(clip))
     grid = Grid(*clip.size) if goal.seconds is None else Grid(*clip.size, FINE_LOG2)
     clip.load(0, min(gop, len(clip)))
@@ -87,7 +57,7 @@ def resume(state: Path) -> Generator[Progress, None, Source]:
     return (yield from run.work())
 
 
-def _plan(clip: _Clip, grid: Grid, goal: Goal, gop: int) -> Plan:
+def _plan(clip: Clip, grid: Grid, goal: Goal, gop: int) -> Plan:
     frames, pixels = len(clip), clip.size[0] * clip.size[1]
     keys = -(-frames // gop)
     count = max(16, round(pixels / _PIXELS_PER_GAUSSIAN))
@@ -103,7 +73,7 @@ def _plan(clip: _Clip, grid: Grid, goal: Goal, gop: int) -> Plan:
         key_steps = max(40, round(min(steps_all * 0.08 / keys, 1200)))
         return Plan(count, key_steps, min(steps, 400), price=1e-5, haste=1.5 if steps < 60 else 1.0)
     if goal.bytes is not None:
-        audio = _audio(clip.source)
+        audio = whole_audio(clip.source)
         room = goal.bytes - (len(audio.to_bytes()) if audio else 0)
         if room < 1000 + 100 * keys:
             _check.fail("fit", f"the audio track leaves {room} bytes for the pictures.",
@@ -119,7 +89,7 @@ def _plan(clip: _Clip, grid: Grid, goal: Goal, gop: int) -> Plan:
 class _Run:
     """A fit in progress: what is done, and what the next frame needs."""
 
-    def __init__(self, clip: _Clip, out: Path, grid: Grid, gop: int, plan: Plan, began: float, spent: float = 0.0):
+    def __init__(self, clip: Clip, out: Path, grid: Grid, gop: int, plan: Plan, began: float, spent: float = 0.0):
         self.clip, self.out, self.grid, self.gop, self.plan = clip, out, grid, gop, plan
         self.began, self.spent_before = began - spent, spent
         self.gops: list[dict] = []  # finished: first frame, pts, bytes, hashes
@@ -137,7 +107,7 @@ class _Run:
         return len(self.squares)
 
     def psnr(self) -> float | None:
-        return float(np.mean([_decibels(s) for s in self.squares])) if self.squares else None
+        return float(np.mean([decibels(s) for s in self.squares])) if self.squares else None
 
     def progress(self) -> Progress:
         elapsed = time.monotonic() - self.began
@@ -193,7 +163,7 @@ class _Run:
         self.hashes.append(digest)
         self.bytes += len(coded)
         self.squares.append(square)
-        self.plan = self.plan.steered(*self._bytes_due(), _decibels(square))
+        self.plan = self.plan.steered(*self._bytes_due(), decibels(square))
         self.whole = True
 
     def _bytes_due(self) -> tuple[int, float]:
@@ -217,29 +187,22 @@ class _Run:
 
     def write(self) -> None:
         seconds = [s for g in self.gops for s in g["seconds"]]
-        rate = self.clip.rate
-        even = all(abs(s - seconds[0] - i / rate) < 0.25 / rate for i, s in enumerate(seconds))
-        base = 1 / rate if even else Fraction(1, 90_000)
-        pts = list(range(len(seconds))) if even else [round((s - seconds[0]) / base) for s in seconds]
+        base, pts = timestamps(seconds, self.clip.rate)
         config = {"quanta_log2": list(self.grid.quanta_log2)}
-        header = Header(NAME, self.grid.width, self.grid.height, base, config, color=_color(self.clip.source.path),
+        header = Header(NAME, self.grid.width, self.grid.height, base, config, color=color_of(self.clip.source.path),
                         exact=True)  # fmt: skip
         with ContainerWriter(self.out, header) as writer:
             for g in self.gops:
                 n = len(g["hashes"])
                 writer.add_gop(g["first"], pts[g["first"] : g["first"] + n], {0: g["data"]}, g["hashes"])
-            audio = _audio(self.clip.source)
+            audio = whole_audio(self.clip.source)
             if audio is not None:
                 writer.set_audio(audio)
 
     # ---- the state file: safetensors, whole or not at all
 
     def save(self) -> None:
-        save = _safetensors("fit").numpy.save
-        source = self.clip.source
         facts = {
-            "version": 1, "path": str(source.path), "start": source.start, "end": source.end, "size": source.size,
-            "fingerprint": self.clip.fingerprint,
             "out": str(self.out), "gop": self.gop, "plan": asdict(self.plan), "quanta_log2": self.grid.quanta_log2,
             "spent": time.monotonic() - self.began, "squares": self.squares, "bytes": self.bytes,
             "gops": [{"first": g["first"], "seconds": g["seconds"]} for g in self.gops],
@@ -255,30 +218,11 @@ class _Run:
             arrays["coded"] = np.frombuffer(b"".join(self.coded), np.uint8)
             arrays["hashes"] = np.frombuffer(b"".join(self.hashes), np.uint8)
             arrays["mean"], arrays["variance"] = self.moments.mean.numpy(), self.moments.variance.numpy()
-        path = state_path(self.out)
-        part = path.with_name(path.name + ".part")
-        with open(part, "wb") as file:
-            file.write(save(arrays, {"facts": json.dumps(facts)}))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        write_state(state_path(self.out), self.clip, facts, arrays)
 
     @classmethod
     def load(cls, path: Path, began: float) -> _Run:
-        safetensors = _safetensors("resume")
-        try:
-            with safetensors.safe_open(str(path), "np") as file:
-                facts = json.loads((file.metadata() or {})["facts"])
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if facts["version"] != 1:
-                raise ValueError(f"version {facts['version']}")
-            size = facts["size"]
-            source = Source(
-                Path(facts["path"]), facts["start"], facts["end"], tuple(size) if type(size) is list else size
-            )
-            clip = _Clip(source)
-            if clip.fingerprint != facts["fingerprint"]:
-                raise ValueError(f"{source.path} is no longer the file that the fit began with")
+        with reading_state(path) as (clip, facts, arrays):
             grid = Grid(*clip.size, tuple(facts["quanta_log2"]))
             out = path.with_suffix("")
             run = cls(clip, out, grid, facts["gop"], Plan(**facts["plan"]), began, facts["spent"])
@@ -293,33 +237,7 @@ class _Run:
                 run.moments = Moments(mean, variance, facts["moment_steps"])
                 a = run.frames
                 run.change = a[-1] - a[-2] if len(a) > 1 else np.zeros_like(a[-1])
-        except (KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
-            if isinstance(error, ValueError) and "\n" in str(error):
-                raise
-            _check.fail("resume", f"{path} is not a state that can be resumed: {error}.")
         return run
-
-
-def _safetensors(doing: str):
-    try:
-        import safetensors
-        import safetensors.numpy
-    except ImportError as error:
-        _check.fail(
-            doing, f"the state of a fit needs safetensors: {error}.", "pip install 'vidkernels[codec]'.", ImportError
-        )
-    return safetensors
-
-
-def _fingerprint(path: Path) -> str:
-    """Of a file's length and its two ends, which hold what a container says about all of it."""
-    end = 1 << 20
-    with open(path, "rb") as file:
-        digest = hashlib.blake2b(file.read(end), digest_size=16)
-        length = file.seek(0, os.SEEK_END)
-        file.seek(max(0, length - end))
-        digest.update(file.read(end))
-    return f"{length}:{digest.hexdigest()}"
 
 
 def _cut(array: np.ndarray, sizes: int | list[int]) -> list[bytes]:
@@ -330,11 +248,6 @@ def _cut(array: np.ndarray, sizes: int | list[int]) -> list[bytes]:
     return parts
 
 
-def _audio(source: Source) -> Audio | None:
-    """The source's audio, if all of it is wanted."""
-    return read_audio(source.path) if source.start is None and source.end is None else None
-
-
 def _seconds(work) -> float:
     """The shortest of three tries: other work on the machine only adds."""
     tries = []
@@ -343,16 +256,3 @@ def _seconds(work) -> float:
         work()
         tries.append(time.monotonic() - start)
     return min(tries)
-
-
-def _decibels(square: float) -> float:
-    return 10 * math.log10(1 / max(square, 1e-10))
-
-
-def _color(path: Path) -> Color:
-    import av
-
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0].codec_context
-        return Color(int(stream.color_primaries or 2), int(stream.color_trc or 2), int(stream.colorspace or 2),
-                     int(stream.color_range or 0) == 2)  # fmt: skip

@@ -31,7 +31,11 @@ from vidkernels import _check
 if TYPE_CHECKING:
     from .reader import Report
 
-MODELS = {"gaussian": "vidkernels.codec.gaussian"}
+MODELS = {
+    "gaussian": "vidkernels.codec.gaussian",
+    "latent": "vidkernels.codec.nerv_latent",
+    "flow": "vidkernels.codec.nerv_flow",
+}
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,13 @@ def state_path(out: str | os.PathLike) -> Path:
     """Where an unfinished fit of `out` keeps its state: beside it. A state's path is its own."""
     out = Path(out)
     return out if out.suffix == STATE else out.with_name(out.name + STATE)
+
+
+def state_model(state: Path) -> str:
+    """The name of the model that an unfinished fit is of."""
+    from .state import state_facts
+
+    return str(state_facts(state).get("model", "gaussian"))
 
 
 def open_video(path: str | os.PathLike) -> Video:

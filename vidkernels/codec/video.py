@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import os
-from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from fractions import Fraction
 from threading import Lock
 
 import torch
 
 from .. import _check
-from .container import Audio, ContainerReader, Gop, Report
-from .errors import damaged
+from .container import ContainerReader, Gop, Report
 from .gaussian_model import Grid, decode_gop
+from .nerv_families import NETWORKS
+from .nerv_video import NetworkFile
+from .opened import OpenedFile
 
 _KEPT_GOPS = 2
 _KEPT_BYTES = 1 << 28  # of decoded Gaussians; what a file beyond it holds is decoded again where needed
 
 
-def open(path: str | os.PathLike) -> GaussianFile:
+def open(path: str | os.PathLike) -> GaussianFile | NetworkFile:
     """Open a `.vkv` file: frames by index, slice and time, as uint8 tensors.
 
     Args:
@@ -37,11 +36,13 @@ def open(path: str | os.PathLike) -> GaussianFile:
         torch.Size([720, 1280, 3])
     """
     reader = ContainerReader(path)
-    if reader.header.model != "gaussian":
-        reader.close()
-        _check.fail("open", f"{path} holds a model {reader.header.model!r} that this version cannot draw.",
-                    "it needs a newer vidkernels.")  # fmt: skip
-    return GaussianFile(reader)
+    if reader.header.model == "gaussian":
+        return GaussianFile(reader)
+    if reader.header.model in NETWORKS:
+        return NetworkFile(reader)
+    reader.close()
+    _check.fail("open", f"{path} holds a model {reader.header.model!r} that this version cannot draw.",
+                "it needs a newer vidkernels.")  # fmt: skip
 
 
 class _Stretch:
@@ -71,15 +72,13 @@ class _Stretch:
         return self._last
 
 
-class GaussianFile:
+class GaussianFile(OpenedFile):
     """A Gaussian video in a file. The Gaussians of a GOP are decoded when one of its frames is asked for."""
 
     model = "gaussian"
 
     def __init__(self, reader: ContainerReader):
-        self.reader = reader
-        self.size = (reader.header.height, reader.header.width)
-        self.bytes = reader.end
+        super().__init__(reader)
         self._gops: OrderedDict[int, _Stretch] = OrderedDict()
         self._lock = Lock()  # iterating decodes ahead on a thread of its own
         try:
@@ -88,62 +87,19 @@ class GaussianFile:
             reader.close()
             _check.fail("open", f"{reader.path}: {error}.")
 
-    def __len__(self) -> int:
-        return self.reader.frames
+    def numbers(self, frame: int) -> torch.Tensor:
+        return self.gaussians(frame)
 
-    @property
-    def fps(self) -> Fraction:
-        return Fraction(len(self), 1) / self.reader.duration
-
-    @property
-    def video_bytes(self) -> int:
-        """Bytes of the file without the copied audio track."""
-        return self.bytes - self.reader.audio_bytes
-
-    @property
-    def audio(self) -> Audio | None:
-        return self.reader.audio()
-
-    def __getitem__(self, key: int | slice) -> torch.Tensor:
-        if isinstance(key, slice):
-            chosen = range(*key.indices(len(self)))
-            if not chosen:
-                return torch.empty(0, *self.size, 3, dtype=torch.uint8)
-            return torch.stack(list(self._in_order(chosen)))
-        if not -len(self) <= key < len(self):
-            raise IndexError(f"frame {key} of a video of {len(self)}")
-        return self.grid.draw(self.gaussians(key % len(self)))
-
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        """The frames in order: while one is drawn, the numbers of the next are decoded."""
-        if len(self):
-            yield from self._in_order(range(len(self)))
-
-    def _in_order(self, numbers: range) -> Iterator[torch.Tensor]:
-        with ThreadPoolExecutor(1, "vidkernels-decode") as ahead:
-            coming = ahead.submit(self.gaussians, numbers[0])
-            for following in [*numbers[1:], None]:
-                now = coming.result()
-                if following is not None:
-                    coming = ahead.submit(self.gaussians, following)
-                yield self.grid.draw(now)
+    def drawn(self, numbers: torch.Tensor) -> torch.Tensor:
+        return self.grid.draw(numbers)
 
     def at(self, seconds: float, size: tuple[int, int] | None = None) -> torch.Tensor:
         """The picture [H, W, 3] at a time from the first frame on, at any size (height, width): between two frames of a
         GOP, the Gaussians are half way, too."""
-        if not 0 <= seconds <= self.reader.duration:
-            _check.fail("at", f"expected a time from 0 to {float(self.reader.duration):g} seconds.", seconds=seconds)
-        ticks = Fraction(seconds) / self.reader.header.time_base + int(self.reader.pts(0)[0])
-        end = seconds == self.reader.duration  # where the last frame has just gone; it is still what there is to see
-        clock = ticks * self.reader.header.time_base
-        gop = self.reader.gop_of_frame(len(self) - 1) if end else self.reader.gop_of_time(clock)
-        times = self.reader.pts(gop)
-        k = max(0, bisect_right(times.tolist(), ticks) - 1)
+        gop, k, share = self.moment(seconds)
         now = self.gaussians(gop.first_frame + k)
-        if k + 1 < len(times):
-            share = float((ticks - int(times[k])) / int(times[k + 1] - times[k]))
-            if share > 0:
-                now = torch.lerp(now, self.gaussians(gop.first_frame + k + 1), share)
+        if share > 0 and k + 1 < gop.frames:
+            now = torch.lerp(now, self.gaussians(gop.first_frame + k + 1), share)
         return self.grid.draw(now, size)
 
     def gaussians(self, frame: int) -> torch.Tensor:
@@ -164,19 +120,8 @@ class GaussianFile:
             for q in decode_gop(data, gop.frames):
                 yield self.grid.values(q)
         except ValueError as error:
-            first = int(self.reader.index.gops[gop.number]["first_layer"])
-            place = int(self.reader.index.layers[first]["offset"])
-            damaged(self.reader.path, place, "LAYR", str(error).splitlines()[0])
+            self.damaged_layer(gop, error)
 
     def verify(self) -> Report:
         """Check every byte, and every frame against its hash."""
         return self.reader.verify(lambda gop, layers: map(self.grid.draw, self._decoded(gop, layers[0])))
-
-    def close(self) -> None:
-        self.reader.close()
-
-    def __enter__(self) -> GaussianFile:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()

@@ -1,0 +1,245 @@
+"""The network codecs: a video as a small decoder that all frames share and latents for each group of pictures.
+
+`fit` and `resume` follow vidkernels/codec/protocol.py. nerv_train.py does the steps, nerv_bits.py codes the numbers,
+nerv_model.py draws, nerv_plan.py decides beforehand how much work there is; after that nothing depends on the clock, so
+that an interrupted fit goes on to the same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Generator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .. import _check
+from .clip import Clip, color_of, fingerprint, timestamps, whole_audio
+from .container import ContainerWriter, Header, frame_hash
+from .nerv_families import NETWORKS
+from .nerv_integer import Ranges
+from .nerv_mask import counted_pixels
+from .nerv_model import CHUNK, SIDE
+from .nerv_plan import Envelope, make_plan
+from .nerv_train import STAGES, Plan, Trainer, Written
+from .protocol import Goal, Progress, Source, state_path
+from .state import reading_state, safetensors_for, write_state
+
+_GOP = 66
+_SEED = 0
+_SAVE_EVERY = 5.0  # seconds
+_REPORT_EVERY = 0.2
+_ROUNDS = 8  # more of a stage, at most, for a goal that was missed
+_COARSER = 1.25  # steps of a round that is to save bytes
+
+
+def fit(
+    model: str,
+    source: Source,
+    out: Path,
+    goal: Goal,
+    *,
+    gop: int | None,
+    mask: Path | None = None,
+    exact: bool = True,
+) -> Generator[Progress, None, Source]:
+    """Fit `source` with a network and write `out`; see protocol.py.
+
+    Args:     mask: a picture or video; pixels under its bright parts do not count.
+              exact: the file is drawn from integers, to the same bits everywhere; False: from floats.
+    """
+    began = time.monotonic()
+    safetensors_for("fit")  # asked now, not when the first state is saved
+    path = Path(os.path.abspath(source.path))
+    clip = Clip(Source(path, source.start, source.end, source.size))
+    mask = None if mask is None else Path(os.path.abspath(mask))
+    frames, counted = _pictures(clip, mask)
+    plan, side = make_plan(model, clip, frames, counted, goal, min(gop or _GOP, len(clip)), exact, began)
+    return (yield from _Run(model, clip, Path(out), plan, side, frames, counted, began, mask=mask).work())
+
+
+def resume(state: Path) -> Generator[Progress, None, Source]:
+    """Go on from a state file; see protocol.py."""
+    run = _Run.load(Path(state), time.monotonic())
+    return (yield from run.work())
+
+
+def _pictures(clip: Clip, mask: Path | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    frames = clip.load(0, len(clip))
+    return frames, None if mask is None else counted_pixels(mask, len(clip), clip.size)
+
+
+class _Run:
+    """A fit in progress."""
+
+    def __init__(
+        self,
+        model: str,
+        clip: Clip,
+        out: Path,
+        plan: Plan,
+        side: bytes,
+        frames: torch.Tensor,
+        counted: torch.Tensor | None,
+        began: float,
+        *,
+        mask: Path | None = None,
+        spent: float = 0.0,
+    ):
+        self.model, self.clip, self.out, self.mask, self.side = model, clip, out, mask, side
+        self.began, self.seconds = began - spent, clip.seconds
+        network = NETWORKS[model].network(plan.config, clip.size, torch.Generator().manual_seed(_SEED), side)
+        self.trainer = Trainer(network, frames, counted, plan, _SEED)
+        self.envelope = Envelope(model, clip, plan.config, plan.gop, plan.exact, side)
+        self.whole = True  # False while a step is done: half of one is not to be saved
+        self.rounds = 0  # added to the last two stages
+        self.seen: tuple[float, int] | None = None  # PSNR and bytes, as they were last looked at
+        self.best: float | None = None  # PSNR after the round before
+
+    # ---- what there is to do
+
+    @property
+    def total(self) -> int:
+        plan, t = self.trainer.plan, self.trainer
+        return t.at - t.into + sum(plan.steps[t.stage :])
+
+    def progress(self) -> Progress:
+        psnr, size = self.seen or (None, 0)
+        elapsed = time.monotonic() - self.began
+        return Progress(self.trainer.at, self.total, len(self.clip), 0, psnr, size, elapsed)
+
+    def work(self) -> Generator[Progress, None, Source]:
+        self.save()
+        saved = shown = time.monotonic()
+        trainer = self.trainer
+        try:
+            while True:
+                while trainer.into < trainer.plan.steps[trainer.stage]:
+                    self.whole = False
+                    self._step()
+                    self.whole = True
+                    now = time.monotonic()
+                    if now - shown > _REPORT_EVERY:
+                        yield self.progress()
+                        shown = time.monotonic()
+                    if now - saved > _SAVE_EVERY:
+                        self.save()
+                        saved = time.monotonic()
+                self.whole = False
+                written = self._after_stage()
+                self.whole = True
+                if written is not None:
+                    break
+            self.write(written)
+        except FloatingPointError as error:
+            _check.fail("fit", f"the fit diverged: {error}; the last good numbers are kept in the state.",
+                        error=FloatingPointError, state=str(state_path(self.out)))  # fmt: skip
+        except BaseException:
+            if self.whole:
+                self.save()
+            raise
+        state_path(self.out).unlink(missing_ok=True)
+        yield self.progress()
+        return self.clip.source
+
+    def _step(self) -> None:
+        trainer = self.trainer
+        look = STAGES[trainer.stage] in ("noise", "round") and (trainer.into + 1) % trainer.plan.check == 0
+        trainer.step()
+        if look:
+            trainer.plan = trainer.plan.steered(*self._look(trainer.written()))
+
+    def _look(self, written: Written) -> tuple[int, float]:
+        """(bytes of the file, mean PSNR) if it were written now."""
+        values = self.trainer.psnr(written)
+        size = self.envelope.bytes(len(written.chunk), list(map(len, written.layers)))
+        self.seen = sum(values) / len(values), size
+        return size, self.seen[0]
+
+    def _after_stage(self) -> Written | None:
+        """Begin the next stage, or once more the one that missed its goal; at the end, what is to be written."""
+        trainer, plan, name = self.trainer, self.trainer.plan, STAGES[self.trainer.stage]
+        if name in ("float", "noise"):
+            trainer.enter(trainer.stage + 1)
+            return None
+        written = trainer.written()
+        size, psnr = self._look(written)
+        large = plan.bytes is not None and size > plan.bytes
+        # A round that brings nothing shows that the network can do no better.
+        poor = plan.psnr is not None and psnr < plan.psnr and (self.best is None or psnr > self.best + 0.02)
+        if (large or (poor and name == "round")) and self.rounds < _ROUNDS:
+            self.rounds, self.best = self.rounds + 1, psnr
+            trainer.plan = plan.dearer(1.6) if large else plan.dearer(0.5)
+            if large and name == "round":
+                trainer.coarsen(_COARSER)
+            trainer.enter(trainer.stage)
+            return None
+        if name == "round":
+            self.rounds, self.best = 0, None
+            trainer.enter(trainer.stage + 1)
+            return None
+        if large:
+            _check.fail("fit", f"the network did not come below {size} bytes.", "allow more bytes.", bytes=plan.bytes)
+        return written
+
+    def write(self, written: Written) -> None:
+        """The file, with the hash of every frame as a reader will draw it."""
+        plan, network = self.trainer.plan, self.trainer.network
+        base, pts = timestamps(self.seconds, self.clip.rate)
+        drawer = written.numbers.drawer(network)
+        height, width = self.clip.size
+        header = Header(self.model, width, height, base, plan.config,
+                        color=color_of(self.clip.source.path), exact=plan.exact)  # fmt: skip
+        with ContainerWriter(self.out, header) as writer:
+            writer.add_chunk(CHUNK, written.chunk)
+            if self.side:
+                writer.add_chunk(SIDE, self.side)
+            for k, layer in enumerate(written.layers):
+                first = k * plan.gop
+                latents = torch.from_numpy(written.latents[first : first + plan.gop])
+                hashes = [frame_hash(drawer.draw(x, first + i)) for i, x in enumerate(latents)]
+                writer.add_gop(first, pts[first : first + len(hashes)], {0: layer}, hashes)
+            audio = whole_audio(self.clip.source)
+            if audio is not None:
+                writer.set_audio(audio)
+        self.seen = self.seen[0], self.out.stat().st_size
+
+    # ---- the state file
+
+    def save(self) -> None:
+        t = self.trainer
+        try:
+            arrays = t.arrays()
+        except FloatingPointError as error:
+            _check.fail("fit", f"the fit diverged: {error}; the last good numbers are kept in the state.",
+                        error=FloatingPointError, state=str(state_path(self.out)))  # fmt: skip
+        facts = {
+            "model": self.model, "plan": asdict(t.plan), "at": t.at, "stage": t.stage, "into": t.into,
+            "rounds": self.rounds, "seen": self.seen,
+            "ranges": None if t.ranges is None else asdict(t.ranges), "best": self.best,
+            "spent": time.monotonic() - self.began,
+            "mask": None if self.mask is None else [str(self.mask), fingerprint(self.mask)],
+        }  # fmt: skip
+        arrays["side"] = np.frombuffer(self.side, np.uint8)
+        write_state(state_path(self.out), self.clip, facts, arrays)
+
+    @classmethod
+    def load(cls, path: Path, began: float) -> _Run:
+        with reading_state(path) as (clip, facts, arrays):
+            mask = None
+            if facts["mask"] is not None:
+                mask = Path(facts["mask"][0])
+                if fingerprint(mask) != facts["mask"][1]:
+                    raise ValueError(f"{mask} is no longer the mask that the fit began with")
+            plan = Plan(**{**facts["plan"], "steps": tuple(facts["plan"]["steps"])})
+            side = arrays["side"].tobytes()
+            run = cls(facts["model"], clip, path.with_suffix(""), plan, side, *_pictures(clip, mask), began, mask=mask,
+                      spent=facts["spent"])  # fmt: skip
+            run.rounds, run.best = facts["rounds"], facts["best"]
+            run.seen = None if facts["seen"] is None else tuple(facts["seen"])
+            run.trainer.restore(arrays, facts["at"], facts["stage"], facts["into"],
+                                None if facts["ranges"] is None else Ranges(**facts["ranges"]))  # fmt: skip
+        return run

@@ -1,0 +1,166 @@
+"""The kinds of networks that a `.vkv` file may hold, and how large one is made."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from .. import _check
+from ..metrics import frame_psnr
+from ..models.nerv.flow_nerv import FlowDecoder, neighbours
+from ..models.nerv.latent_nerv import LatentDecoder, latent_strides, latent_widths
+from .keys import chosen_quality, decode_keys, encode_keys
+from .nerv_model import Network
+from .protocol import Goal
+
+_MOST_WEIGHTS = 1 << 26
+_MOST_WIDTH = 128  # of the networks that are made here
+_MOST_SIDE = 1 << 12
+_MOST_WORK = 1 << 33  # numbers between two layers, of one picture
+_KEY_DISTANCE = 44  # frames, at most
+_MOST_KEYS = 1 << 12
+_KEY_SHARE = 0.4  # of the bytes
+_KEY_LEAD = 1.5  # decibels that key frames are better than the goal
+_KEY_CRF = 40  # where neither bytes nor decibels are asked for
+
+
+class Family:
+    """A kind of network.
+
+    exact: whether its pictures can be drawn from integers alone. rest: share of the bytes that its numbers get.
+    """
+
+    exact = True
+    rest = 1.0
+
+    def config(self, size: tuple[int, int], weights: float, frames: int) -> dict:
+        """Of a network with about so many weights: JSON for the header."""
+        raise NotImplementedError
+
+    def network(
+        self, config: dict, size: tuple[int, int], generator: torch.Generator | None = None, side: bytes = b""
+    ) -> Network:
+        """The layout of its numbers, from a config that may hold anything; without a generator no numbers are made.
+
+        Raises:   ValueError: no network of a reasonable size, or `side` does not suit it.
+        """
+        raise NotImplementedError
+
+    def side(self, config: dict, frames: Tensor, goal: Goal, room: int | None) -> bytes:
+        """What the file holds beside the network: coded by something else, before the fit begins."""
+        return b""
+
+
+class LatentFamily(Family):
+    """models/nerv/latent_nerv.py"""
+
+    share = 32  # channels of the latents, at most
+
+    def config(self, size, weights, frames):
+        """The widest network with at most so many weights, or the narrowest one."""
+        strides = latent_strides(size)
+        best = None
+        for width in range(8, _MOST_WIDTH + 1, 8):
+            config = {"latent": min(self.share, width), "channels": list(latent_widths(width, len(strides) - 1)),
+                      "strides": list(strides)}  # fmt: skip
+            if best is None or self._weights(config) <= weights:
+                best = config
+        return best
+
+    def _weights(self, config: dict) -> int:
+        pairs = itertools.pairwise([config["latent"], *config["channels"], 3])
+        return sum(9 * a * b * s * s for (a, b), s in zip(pairs, config["strides"], strict=True))
+
+    def network(self, config, size, generator=None, side=b""):
+        strides = _checked(config, size)
+        with torch.device("cpu" if generator is not None else "meta"):
+            module = LatentDecoder(config["latent"], config["channels"], strides, generator=generator)
+        blocks = [(f"blocks.{i}.conv", s) for i, s in enumerate(strides[:-1])]
+        return Network(module, config, size, module.scale, [*blocks, ("head", strides[-1])])
+
+
+class _FlowNetwork(Network):
+    """Draws between the key frames that `side` holds."""
+
+    def __init__(self, module: FlowDecoder, config: dict, size: tuple[int, int], keys: Tensor):
+        super().__init__(module, config, size, module.scale)
+        self._keys = (keys.permute(0, 3, 1, 2).float() / 255).contiguous()
+
+    def pictures(self, weights, latents, times):
+        before, after = neighbours(times.double(), self.config["keys"])
+        return functional_call(self.module, weights, (latents, self._keys[before], self._keys[after]))
+
+
+class FlowFamily(LatentFamily):
+    """models/nerv/flow_nerv.py, with key frames by AV1 (keys.py)"""
+
+    exact = False
+    rest = 1 - _KEY_SHARE
+    share = 16
+
+    def config(self, size, weights, frames):
+        count = 1 if frames == 1 else 1 + -(-(frames - 1) // _KEY_DISTANCE)
+        keys = sorted({round(k * (frames - 1) / max(1, count - 1)) for k in range(count)})
+        return {**super().config(size, weights, frames), "keys": keys}
+
+    def network(self, config, size, generator=None, side=b""):
+        strides = _checked(config, size)
+        keys = config.get("keys")
+        rising = type(keys) is list and 1 <= len(keys) <= _MOST_KEYS and all(type(k) is int for k in keys)
+        if not rising or keys[0] < 0 or any(b <= a for a, b in itertools.pairwise(keys)) or keys[-1] >= 1 << 31:
+            raise ValueError("`keys` of the header's config is no list of rising frame numbers")
+        pictures = decode_keys(side, size, len(keys))
+        with torch.device("cpu" if generator is not None else "meta"):
+            module = FlowDecoder(config["latent"], config["channels"], strides, generator=generator)
+        return _FlowNetwork(module, config, size, pictures)
+
+    def side(self, config, frames, goal, room):
+        chosen = frames[config["keys"]]
+        if goal.seconds is not None:
+            return encode_keys(chosen, _KEY_CRF)
+        if room is not None:
+            coded = chosen_quality(chosen, lambda data: len(data) <= _KEY_SHARE * room)
+            if len(coded) > _KEY_SHARE * room:
+                _check.fail("fit", f"the key frames alone need {len(coded)} bytes.", "allow more bytes.", room=room)
+            return coded
+        return chosen_quality(chosen, _worse_than(chosen, goal.psnr + _KEY_LEAD))
+
+
+def _worse_than(chosen: Tensor, psnr: float) -> Callable[[bytes], bool]:
+    """Whether coded key frames are no better than they have to be."""
+    size, count = tuple(chosen.shape[1:3]), len(chosen)
+    return lambda data: float(frame_psnr(decode_keys(data, size, count), chosen).mean()) <= psnr
+
+
+def _checked(config: dict, size: tuple[int, int]) -> list[int]:
+    """The strides of a config whose numbers are within reason."""
+    latent, channels, strides = (config.get(name) for name in ("latent", "channels", "strides"))
+    numbers = [latent, *_list("channels", channels), *_list("strides", strides)]
+    if any(type(n) is not int or not 1 <= n <= _MOST_SIDE for n in numbers):
+        raise ValueError(f"`latent`, `channels` or `strides` of the header's config is not from 1 to {_MOST_SIDE}")
+    if len(strides) != len(channels) + 1:
+        raise ValueError("`strides` of the header's config has not one number more than `channels`")
+    widths, weights, grown = [latent, *channels, 3], 0, 1
+    scale = math.prod(strides)
+    cells = math.prod(-(-side // scale) for side in size)
+    work = cells * latent
+    for (a, b), s in zip(itertools.pairwise(widths), strides, strict=True):
+        weights, grown = weights + 9 * a * b * s * s, grown * s
+        work = max(work, cells * grown * grown * b)
+    if weights > _MOST_WEIGHTS or work > _MOST_WORK:
+        raise ValueError("the header's config is of a network larger than this version draws")
+    return strides
+
+
+def _list(name: str, value) -> list:
+    if type(value) is not list or not 1 <= len(value) <= 16:
+        raise ValueError(f"`{name}` of the header's config is no list of 1 to 16 numbers")
+    return value
+
+
+NETWORKS: dict[str, Family] = {"latent": LatentFamily(), "flow": FlowFamily()}

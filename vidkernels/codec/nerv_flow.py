@@ -1,0 +1,8 @@
+"""The codec model "flow": FlowNeRV between AV1 key frames, see models/nerv/flow_nerv.py, keys.py and nerv.py."""
+
+from functools import partial
+
+from . import nerv
+
+fit = partial(nerv.fit, "flow")
+resume = nerv.resume

@@ -1,0 +1,8 @@
+"""The codec model "latent": LatentNeRV, see models/nerv/latent_nerv.py and nerv.py."""
+
+from functools import partial
+
+from . import nerv
+
+fit = partial(nerv.fit, "latent")
+resume = nerv.resume

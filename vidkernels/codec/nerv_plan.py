@@ -1,0 +1,118 @@
+"""How much work a fit of a network does, and how large the network is: from a goal, a clip, and a few timed steps."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from .. import _check
+from . import layout
+from .clip import Clip, color_of, timestamps, whole_audio
+from .container import Header
+from .nerv_families import NETWORKS
+from .nerv_model import Network
+from .nerv_train import SHARES, STAGES, Plan, Trainer
+from .protocol import Goal
+
+_LOOKS = 10  # at bytes and PSNR, in the stages that have them
+_EPOCHS = 150  # where no time is given
+_LEAST_STEPS, _MOST_STEPS = 1500, 20_000
+_TIMED = 6  # steps, of which the fastest counts: other work on the machine only adds
+_WEIGHT_BITS = 0.5  # of a weight, about, in a file that is to be small: most of them are 0
+_WEIGHT_SHARE = 0.7  # of the bytes, about, for weights
+_USUAL = 132 * 160 * 320  # pixels of the clip that the rules below were measured on
+
+
+def make_plan(
+    model: str,
+    clip: Clip,
+    frames: torch.Tensor,
+    counted: torch.Tensor | None,
+    goal: Goal,
+    gop: int,
+    exact: bool,
+    began: float,
+) -> tuple[Plan, bytes]:
+    """The plan, and what the file holds beside the network."""
+    family = NETWORKS[model]
+    exact = exact and family.exact
+    pixels = math.prod(frames.shape[:3])
+    most = pixels / 8  # weights; more could not be found from so few pixels
+    steps = max(_LEAST_STEPS, min(_MOST_STEPS, _EPOCHS * len(clip) // 2))
+    if goal.seconds is not None:
+        weights = 500_000 * math.sqrt(goal.seconds / 120)
+        config = family.config(clip.size, min(weights, most), len(clip))
+        plan, side = Plan(config, (0,) * 4, gop, exact), family.side(config, frames, goal, None)
+        network = family.network(config, clip.size, torch.Generator().manual_seed(0), side)
+        each, look = _pace(network, frames, counted, plan, 0.01 * goal.seconds)
+        left = 0.97 * goal.seconds - (time.monotonic() - began) - 3 * look
+        steps = max(40, int(left / sum(t * share for t, share in zip(each, SHARES, strict=True))))
+        return replace(plan, steps=stages(steps), check=steps), side
+    room = None
+    if goal.bytes is not None:
+        room = goal.bytes - Envelope(model, clip, {}, gop, exact).bytes(0, [0] * -(-len(clip) // gop))
+        if room < 1000:
+            _check.fail("fit", f"sound, times and hashes leave {room} bytes for the pictures.",
+                        "allow more bytes, or cut a part out: only a whole clip keeps its audio.")  # fmt: skip
+        weights = 8 * _WEIGHT_SHARE * family.rest * room / _WEIGHT_BITS
+    else:
+        weights = 300_000 * 10 ** ((goal.psnr - 30) / 8) * math.sqrt(pixels / _USUAL)  # the price does the rest
+    config = family.config(clip.size, min(weights, most), len(clip))
+    plan = Plan(config, stages(steps), gop, exact, check=max(1, steps // _LOOKS), bytes=goal.bytes, psnr=goal.psnr)
+    return plan, family.side(config, frames, goal, room)
+
+
+def stages(steps: int) -> tuple[int, ...]:
+    return tuple(max(4, round(share * steps)) for share in SHARES)
+
+
+def _pace(
+    network: Network, frames: torch.Tensor, counted: torch.Tensor | None, plan: Plan, most: float
+) -> tuple[list[float], float]:
+    """Seconds of a step of each stage, and of a look at what would be written; `most`: to spend on a stage's steps."""
+    trainer = Trainer(network, frames, counted, replace(plan, steps=(_TIMED,) * 4))
+    each = []
+    for stage in range(len(STAGES)):
+        trainer.enter(stage)
+        tries, end = [], time.monotonic() + most
+        while len(tries) < 2 or (len(tries) < _TIMED and time.monotonic() < end):
+            tries.append(_seconds(trainer.step))
+        each.append(min(tries))
+    return each, _seconds(lambda: trainer.psnr(trainer.written()))
+
+
+def _seconds(work) -> float:
+    start = time.monotonic()
+    work()
+    return time.monotonic() - start
+
+
+class Envelope:
+    """What a file holds beside the model's own bytes: times, hashes, sound, index."""
+
+    def __init__(self, model: str, clip: Clip, config: dict, gop: int, exact: bool, side: bytes = b""):
+        height, width = clip.size
+        base, pts = timestamps(clip.seconds, clip.rate)
+        header = Header(model, width, height, base, config, color=color_of(clip.source.path), exact=exact)
+        self._heads = [len(header.to_bytes())]
+        groups = [pts[k : k + gop] for k in range(0, len(pts), gop)]
+        for times in groups:
+            uneven = len({b - a for a, b in itertools.pairwise(times)}) > 1
+            table = 4 * (len(times) - 1) if uneven else 0
+            self._heads.append(layout.GOP.size + table + header.hash_bytes * len(times))
+        audio = whole_audio(clip.source)
+        self._heads += [] if audio is None else [len(audio.to_bytes())]
+        chunks = 1 + bool(side) + (audio is not None)
+        self._heads += [len(side)] if side else []
+        index = layout.INDEX.size + len(groups) * (layout.GOP_RECORD.itemsize + layout.LAYER_RECORD.itemsize)
+        self._heads += [index + chunks * layout.OTHER_RECORD.itemsize, layout.TAIL.size]
+
+    def bytes(self, chunk: int, layers: Sequence[int]) -> int:
+        """Of the file with a shared chunk and layers of these lengths."""
+        pieces = [*self._heads, chunk, *(layout.LAYER.size + n for n in layers)]
+        return layout.PRELUDE.size + sum(layout.HEAD.size + n + layout.padding(n) for n in pieces)
