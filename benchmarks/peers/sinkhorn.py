@@ -61,7 +61,7 @@ def pot(scores, epsilon, iterations, row_mass, col_mass, rows_to_one=True):
 
 def geomloss_plan(scores, epsilon, iterations):
     """geomloss.ot.solve, rows adding up to one. It updates both sides at once and lowers epsilon on the way, so its
-    plan after a few iterations is another one: no peer of the op (numbers are compared), but of benchmarks/clustering.py.
+    plan after a few iterations is another one: not a peer of the op (its numbers are compared), but of clustering.py.
     """
     try:
         from geomloss import ot
