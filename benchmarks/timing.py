@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pytest_benchmark.stats import Stats
 
 MIN_ROUNDS = 7
-LONG_LAP = 4.0  # seconds; three rounds are enough of what takes longer
+LONG_CALL = 1.0  # seconds; what takes longer takes part in the first three rounds only
+VERY_LONG_CALL = 8.0  # in the first round only
 MAX_ROUNDS = 41
 ROUND_SECONDS = 1e-3
 """Calls shorter than this are repeated inside a round, or the clock would be part of the figure."""
@@ -27,7 +28,8 @@ def interleave(
     Args:
         functions: label -> call without arguments. Its result is dropped inside the timing.
         before: label -> what runs before each timed call, outside the timing; such a call is never repeated in a round.
-        seconds: what the rounds should take together; at least MIN_ROUNDS are run however long they take.
+        seconds: what the rounds should take together; at least MIN_ROUNDS are run however long they take, but fewer of
+            a function that takes longer than LONG_CALL.
         synchronize: waits for the device; called before the clock is read.
     Returns:
         label -> {median_ms, q1_ms, q3_ms, min_ms, rounds, inner}.
@@ -46,17 +48,17 @@ def interleave(
         synchronize()
         return time.perf_counter() - start
 
-    inner = {}
+    inner, took = {}, {}
     for label in functions:
-        once(label, 1)  # warms caches, pools and lazy initialisation
-        first = once(label, 1)
+        first = once(label, 1)  # warms caches, pools and lazy initialisation
+        if first < LONG_CALL:
+            first = once(label, 1)
         repeat = 1 if label in before else max(1, round(ROUND_SECONDS / max(first, 1e-9)))
-        inner[label] = repeat
         if repeat > 1:  # the second call of a quick function still tells little: adjust once
-            inner[label] = max(1, round(repeat * ROUND_SECONDS / max(once(label, repeat), 1e-9)))
-    lap = sum(once(label, inner[label]) for label in functions)
-    fewest = MIN_ROUNDS if lap < LONG_LAP else 3
-    rounds = min(MAX_ROUNDS, max(fewest, int(seconds / max(lap, 1e-9))))
+            repeat = max(1, round(repeat * ROUND_SECONDS / max(once(label, repeat), 1e-9)))
+        inner[label], took[label] = repeat, first * repeat
+    rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int(seconds / max(sum(took.values()), 1e-9))))
+    most = {label: 1 if t > VERY_LONG_CALL else 3 if t > LONG_CALL else rounds for label, t in took.items()}
 
     stats = {label: Stats() for label in functions}
     labels = list(functions)
@@ -66,6 +68,8 @@ def interleave(
     try:
         for r in range(rounds):
             for label in labels[r % len(labels) :] + labels[: r % len(labels)]:
+                if r >= most[label]:
+                    continue
                 stats[label].update(once(label, inner[label]) / inner[label])
     finally:
         if was_enabled:

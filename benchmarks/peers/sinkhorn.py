@@ -59,6 +59,19 @@ def pot(scores, epsilon, iterations, row_mass, col_mass, rows_to_one=True):
     return lambda: ((ot.sinkhorn(a, b, cost, epsilon, **settings) * scores.shape[1])[None], None, None)
 
 
+def geomloss_plan(scores, epsilon, iterations):
+    """geomloss.ot.solve, rows adding up to one. It updates both sides at once and lowers epsilon on the way, so its
+    plan after a few iterations is another one: not a peer of the op (its numbers are compared), but of clustering.py.
+    """
+    try:
+        from geomloss import ot
+    except ImportError:
+        return None
+    rows, cols = scores.shape
+    a, b = scores.new_full((rows,), 1 / rows), scores.new_full((cols,), 1 / cols)
+    return lambda: ot.solve(-scores, reg=epsilon, a=a, b=b, max_iter=iterations).plan * rows
+
+
 def scales_usual(*args):
     run = usual(*args)
     return None if run is None else lambda: (None, None, run()[0].argmax(2))

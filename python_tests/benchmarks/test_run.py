@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 pytest.importorskip("pytest_benchmark")
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from benchmarks import ceilings, machine, render, run
+from benchmarks import ceilings, machine, render, run, timing
 from benchmarks.timing import MIN_ROUNDS, interleave
 from benchmarks.variants import Job, Refused
 from vidkernels._case import ROUNDING, Case
@@ -159,6 +160,14 @@ def test_interleave_prepares_outside_the_timing_and_alternates():
     assert all(calls[i] == f"prepare {calls[i + 1]}" for i in range(0, len(calls), 2))
     timed = calls[1::2][-2 * MIN_ROUNDS :]
     assert timed[:4] == ["a", "b", "b", "a"]  # the order rotates
+
+
+def test_slow_functions_take_part_in_fewer_rounds(monkeypatch):
+    monkeypatch.setattr(timing, "LONG_CALL", 5e-3)
+    monkeypatch.setattr(timing, "VERY_LONG_CALL", 5e-2)
+    naps = {"quick": 0, "slow": 1e-2, "very slow": 6e-2}
+    got = interleave({label: lambda s=s: time.sleep(s) for label, s in naps.items()}, seconds=0.0)
+    assert {label: t["rounds"] for label, t in got.items()} == {"quick": MIN_ROUNDS, "slow": 3, "very slow": 1}
 
 
 def test_bound_takes_the_kinder_memory_model_and_the_harder_limit():

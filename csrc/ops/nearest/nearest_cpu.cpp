@@ -5,6 +5,9 @@
 //   choose   the k-th least of these minima plus twice the bound on a score's error: groups above cannot matter
 //   measure  the codes of the other groups, one by one, by the definition of a value; a sorted list of k per point
 //
+// Where rows are long (measuring costs) and tiles quick, the block's scores are all kept instead: a point's codes under
+// its limit are measured from the least score on, until the next score cannot matter beside the values found.
+//
 // Where bf16 scores leave too many groups (clusters far tighter than the data), the block is looked at again in
 // float32. Nothing that a result is made of depends on scores, blocks or threads.
 //
@@ -19,153 +22,24 @@
 #include "core/parallel.h"
 #include "core/scratch.h"
 #include "ops/nearest/nearest.h"
+#include "ops/nearest/nearest_codes.h"
 #include "ops/nearest/nearest_tiles.h"
 
 namespace vk::VK_ISA {
 namespace {
 
-constexpr float kInf = std::numeric_limits<float>::infinity();
-constexpr int64_t kUnit = 96;             // codes that are prepared together; a multiple of every tile
-constexpr int64_t kStretch = 43 * kUnit;  // codes whose minima are held at once
-constexpr int64_t kBlock = 128;           // points
+constexpr int64_t kBlock = 128;               // points
+constexpr int64_t kStretch = 43 * kUnit;      // codes whose minima are held at once
+constexpr int64_t kKeptStretch = 21 * kUnit;  // codes whose scores are
+constexpr int64_t kKeptDim = 128;             // rows as long are worth keeping scores for
+constexpr int64_t kWaiting = 64;              // codes of a point that wait to be measured
 constexpr int64_t kMostBuckets = 4 * kNearestMost;
 constexpr int64_t kWaveBytes = 64 << 20;  // prepared codes that are held at once
 
-struct Limits {                            // of some codes
-  float length = 0, moved = 0, plain = 0;  // |C|, |C - c~|, |c|
-  void join(const Limits& o) {
-    length = std::fmax(length, o.length), moved = std::fmax(moved, o.moved), plain = std::fmax(plain, o.plain);
-    if (o.length != o.length || o.plain != o.plain) length = kInf;
-  }
+struct Waiting {
+  float score;
+  int32_t code;
 };
-
-/// One set of codes, ready to be looked at.
-struct Codes {
-  const float* rows;  // [K, D], as they were given, or normalised
-  int64_t stride;
-  float *own, *mean, *bias;  // [K, D] where rows had to be made; [D]; [Kp]
-  uint32_t* pairs;           // [Kp, Dp / 2] bf16 of the codes less their mean
-  Limits* limits;            // per unit
-};
-
-struct Plan {
-  const Nearest& a;
-  Screens screens;
-  bool distance, convert;  // l2; rows need to be made (another type, or normalised)
-  int64_t pairs;           // words of a bf16 row
-  int64_t units;           // of codes
-  int64_t block;           // points
-  int64_t group;           // codes behind one minimum of a screen
-};
-
-float up(double x) { return float(x) * 1.000001f; }
-
-bool has_nan(const float* x, int64_t n) {
-  bool any = false;
-  for (int64_t i = 0; i < n; ++i) any |= x[i] != x[i];
-  return any;
-}
-
-float largest(const float* x, int64_t n) {
-  V16 most = 0.0f;
-  for (int64_t d = 0; d < n; d += 16) {
-    const V16 v = load_some(x + d, std::min<int64_t>(16, n - d));
-    most = max(max(v, 0.0f - v), most);
-  }
-  float lane[16];
-  store(lane, most);
-  return *std::max_element(lane, lane + 16);
-}
-
-void read_row(const Plan& p, const void* base, int64_t offset, float* out) {
-  const int64_t dim = p.a.dim;
-  switch (p.a.element) {
-    case Element::bf16:
-      for (int64_t d = 0; d < dim; ++d) out[d] = to_float(static_cast<const bf16*>(base)[offset + d]);
-      break;
-    case Element::f16:
-      for (int64_t d = 0; d < dim; ++d) out[d] = to_float(static_cast<const f16*>(base)[offset + d]);
-      break;
-    default: std::memcpy(out, static_cast<const float*>(base) + offset, size_t(dim) * 4);
-  }
-  if (p.a.metric != NearestMetric::cosine) return;
-  const float most = largest(out, dim);
-  // First by a power of two, so that no square overflows or vanishes.
-  int exponent = 0;
-  if (most > 0 && most < kInf) std::frexp(most, &exponent);
-  const float scale = std::ldexp(1.0f, -std::max(-126, std::min(126, exponent)));
-  for (int64_t d = 0; d < dim; ++d) out[d] *= scale;  // NaN and infinity pass this as they are
-  const float* same[4] = {out, out, out, out};
-  float square[4];
-  measure<false>(out, same, dim, square);
-  const float inverse = square[0] == 0 ? 0 : 1 / std::sqrt(square[0]);
-  for (int64_t d = 0; d < dim; ++d) out[d] *= inverse;
-}
-
-double sum16(const V16& v) {
-  float lane[16];
-  store(lane, v);
-  double s = 0;
-  for (float x : lane) s += x;
-  return s;
-}
-
-// ---- prepare
-
-void take_mean(const Plan& p, const void* base, int64_t offset, Codes& codes) {
-  const int64_t step = std::max<int64_t>(1, p.a.length / 128);  // any vector will do, a rough mean is good
-  int64_t used = 0;
-  Scratch<float> row(size_t(p.a.dim));
-  std::fill_n(codes.mean, p.a.dim, 0.0f);
-  for (int64_t j = 0; j < p.a.length; j += step) {
-    const float* c = codes.rows + j * codes.stride;
-    if (codes.own) read_row(p, base, offset + j * p.a.code_stride, row.data()), c = row.data();
-    if (has_nan(c, p.a.dim) || largest(c, p.a.dim) > 1e18f) continue;
-    for (int64_t d = 0; d < p.a.dim; ++d) codes.mean[d] += c[d];
-    ++used;
-  }
-  for (int64_t d = 0; d < p.a.dim; ++d) codes.mean[d] /= float(std::max<int64_t>(1, used));
-}
-
-/// Bias, bf16 form and limits of the codes [unit * kUnit, ...), padding included.
-void prepare_unit(const Plan& p, const void* base, int64_t offset, const Codes& codes, int64_t unit) {
-  const int64_t dim = p.a.dim;
-  Limits limits;
-  for (int64_t j = unit * kUnit; j < (unit + 1) * kUnit; ++j) {
-    uint16_t* pairs = codes.pairs ? reinterpret_cast<uint16_t*>(codes.pairs + j * p.pairs) : nullptr;
-    bool absent = j >= p.a.length;
-    V16 length = 0.0f, moved = 0.0f, plain = 0.0f;
-    if (!absent) {
-      const float* c = codes.rows + j * codes.stride;
-      if (codes.own) read_row(p, base, offset + j * p.a.code_stride, codes.own + j * dim);
-      for (int64_t d = 0; d < dim; d += 16) {
-        const int64_t n = std::min<int64_t>(16, dim - d);
-        const V16 given = load_some(c + d, n), x = given - load_some(codes.mean + d, n);
-        plain = madd(given, given, plain);
-        length = madd(x, x, length);
-#if defined(VK_NEAREST_SCREENS)
-        if (pairs) {
-          const V16 rounded = round_bf16(x), rest = x - rounded;
-          moved = madd(rest, rest, moved);
-          store_bf16(pairs + d, rounded);
-        }
-#endif
-      }
-      const double square = sum16(length);
-      absent = !(square < double(kInf)) && has_nan(c, dim);
-      codes.bias[j] = p.distance ? float(square) : 0.0f;
-      if (!absent) limits.join({up(std::sqrt(square)), up(std::sqrt(sum16(moved))), up(std::sqrt(sum16(plain)))});
-    }
-    if (absent) codes.bias[j] = kInf;
-    if (pairs) {
-      const int64_t from = absent ? 0 : dim;
-      std::fill(pairs + from, pairs + 2 * p.pairs, uint16_t(0));
-    }
-  }
-  codes.limits[unit] = limits;
-}
-
-// ---- a block of points
 
 struct Block {
   const Plan& p;
@@ -177,7 +51,7 @@ struct Block {
   int64_t group;
 
   Scratch<float> memory;
-  float *rows, *packed, *minima, *slack, *exact_slack, *limit, *base, *code_rows;
+  float *rows, *packed, *minima, *products, *slack, *exact_slack, *limit, *base, *code_rows;
   uint32_t* pairs;
   float* best;      // [points, k]
   int64_t* chosen;  // [points, k]
@@ -189,8 +63,8 @@ struct Block {
 
   static size_t floats(const Plan& p) {
     const int64_t dim = p.a.dim, block = p.block, k = p.a.k;
-    return size_t(block * (row_floats(dim) + dim + p.pairs + 4 + 3 * k) + block * (kStretch / kGroup) +
-                  kTileCodes * row_floats(dim) + 1024);
+    return size_t(block * (row_floats(dim) + dim + p.pairs + 4 + 3 * k) + block * (p.stretch / kGroup) +
+                  (p.keeps ? block * p.stretch : 0) + kTileCodes * row_floats(dim) + 1024);
   }
 
   Block(const Plan& plan, const Codes& c, int64_t b, int64_t first_row)
@@ -208,7 +82,8 @@ struct Block {
     rows = p.convert ? take(p.block * row_floats(dim)) : nullptr;
     packed = take(p.block * dim);
     pairs = reinterpret_cast<uint32_t*>(take(p.block * p.pairs));
-    minima = take(p.block * (kStretch / kGroup));
+    minima = take(p.block * (p.stretch / kGroup));
+    products = p.keeps ? take(p.block * p.stretch) : nullptr;
     slack = take(p.block), exact_slack = take(p.block), limit = take(p.block), base = take(p.block);
     code_rows = take(kTileCodes * row_floats(dim));
     best = take(p.block * k);
@@ -315,7 +190,7 @@ struct Block {
   }
 
   void look_screened(int64_t from, int64_t to) {
-    const int64_t tile = p.screens == Screens::amx ? 32 : 12, per_block = kStretch / group * kLanes;
+    const int64_t tile = p.screens == Screens::amx ? 32 : 12, per_block = p.stretch / group * kLanes;
 #if defined(VK_NEAREST_AMX)
     if (p.screens == Screens::amx) amx_begin();
 #endif
@@ -325,9 +200,10 @@ struct Block {
       if (p.screens == Screens::dot) tiles_dot(pairs, lanes16, rows_of_codes, p.pairs, codes.bias + j, out, per_block);
 #if defined(VK_NEAREST_AMX)
       else if (group == 16)
-        tiles_amx<true>(pairs, lanes16, rows_of_codes, p.pairs, codes.bias + j, out, per_block);
+        tiles_amx<true>(pairs, lanes16, rows_of_codes, p.pairs, codes.bias + j, out, per_block,
+                        p.keeps ? products + (j - from) * kLanes : nullptr, p.stretch * kLanes);
       else
-        tiles_amx<false>(pairs, lanes16, rows_of_codes, p.pairs, codes.bias + j, out, per_block);
+        tiles_amx<false>(pairs, lanes16, rows_of_codes, p.pairs, codes.bias + j, out, per_block, nullptr, 0);
 #endif
     }
 #if defined(VK_NEAREST_AMX)
@@ -337,7 +213,7 @@ struct Block {
 #endif
 
   void look_exactly(int64_t from, int64_t to) {
-    const int64_t dim = p.a.dim, stride = row_floats(dim), per_block = kStretch / kGroup * kLanes;
+    const int64_t dim = p.a.dim, stride = row_floats(dim), per_block = p.stretch / kGroup * kLanes;
     for (int64_t j = from; j < to; j += kTileCodes) {
       for (int i = 0; i < kTileCodes; ++i) {
         float* out = code_rows + i * stride;
@@ -355,14 +231,14 @@ struct Block {
 
   /// limit[i]: what the least score of a group may be for the group to matter. `groups` minima per block of lanes.
   void choose(int64_t groups, int64_t from) {
-    const int64_t per_block = kStretch / group * kLanes;
+    const int64_t per_block = p.stretch / group * kLanes;
     const int k = p.a.k;
     const float* allowance = screened ? slack : exact_slack;
     const int64_t buckets = std::min<int64_t>(groups, k == 1 ? 1 : 4 * k);
     alignas(64) float bucket[kMostBuckets * kLanes], least[kNearestMost * kLanes];
     for (int64_t q = 0; q < lanes16; ++q) {
       float* mine = minima + q * per_block;
-      if (p.a.candidates == NearestCandidates::others) mark_own(q, groups, from, kInf);
+      if (p.a.candidates != NearestCandidates::all) mark(q, groups, from, kInf);
       for (int64_t g = 0; g < buckets; ++g) {
         V16 low = load(mine + g * kLanes);
         for (int64_t h = g + buckets; h < groups; h += buckets) low = min(low, load(mine + h * kLanes));
@@ -385,24 +261,37 @@ struct Block {
         std::memcpy(limit + q * kLanes, least + (k - 1) * kLanes, sizeof(float) * kLanes);
       }
       for (int64_t i = q * kLanes; i < (q + 1) * kLanes; ++i) {
-        float bar = limit[i] + allowance[i];
-        if (found[i] == k) {  // what earlier stretches left
-          const double last = best[i * k + k - 1], other = last - double(base[i]);
-          const double room = 0.5 * allowance[i] + 0x1p-22 * (std::fabs(last) + std::fabs(double(base[i])));
-          if (other + room < bar) bar = up(other + room + 0x1p-20 * std::fabs(other + room));
-        }
+        const float bar = std::min(limit[i] + allowance[i], bar_of(i));
         limit[i] = bar == bar && allowance[i] < kInf && allowance[i] == allowance[i] ? bar : kInf;
         if (i >= points || broken[i]) limit[i] = -kInf;
       }
-      if (p.a.candidates == NearestCandidates::others) mark_own(q, groups, from, -kInf);
+      if (p.a.candidates != NearestCandidates::all) mark(q, groups, from, -kInf);
     }
   }
 
-  /// The group in which a point meets itself: left out of the choice, always measured.
-  void mark_own(int64_t q, int64_t groups, int64_t from, float value) {
+  /// What a score may be for its code to matter beside the values that were measured.
+  float bar_of(int64_t i) const {
+    const float allowance = screened ? slack[i] : exact_slack[i];
+    if (found[i] < p.a.k || !(allowance < kInf)) return kInf;
+    const double last = best[i * p.a.k + p.a.k - 1], other = last - double(base[i]);
+    const double room = 0.5 * allowance + 0x1p-22 * (std::fabs(last) + std::fabs(double(base[i])));
+    return up(other + room + 0x1p-20 * std::fabs(other + room));
+  }
+
+  bool is_candidate(int64_t i, int64_t code) const {
+    if (p.a.candidates == NearestCandidates::all) return true;
+    return p.a.candidates == NearestCandidates::others ? code != first + i : code < first + i;
+  }
+
+  /// The group in which a point meets itself takes `value`: it is left out of the choice, but always looked at. Groups
+  /// of later codes only, where they are no candidates, are infinitely far.
+  void mark(int64_t q, int64_t groups, int64_t from, float value) {
+    const bool before = p.a.candidates == NearestCandidates::before;
     for (int64_t i = q * kLanes; i < std::min(points, (q + 1) * kLanes); ++i) {
-      const int64_t g = (first + i - from) / group;
-      if (first + i >= from && g < groups) minima[q * (kStretch / group) * kLanes + g * kLanes + i % kLanes] = value;
+      float* mine = minima + q * (p.stretch / group) * kLanes + i % kLanes;
+      const int64_t row = first + i - from, g = row < 0 ? -1 : row / group;
+      if (g >= 0 && g < groups) mine[g * kLanes] = value;
+      for (int64_t later = g + 1; before && later < groups; ++later) mine[later * kLanes] = kInf;
     }
   }
 
@@ -410,7 +299,7 @@ struct Block {
     int64_t n = 0;
     for (int64_t q = 0; q < lanes16; ++q)
       for (int64_t g = 0; g < groups; ++g)
-        n += __builtin_popcount(not_above(minima + (q * (kStretch / group) + g) * kLanes, limit + q * kLanes));
+        n += __builtin_popcount(not_above(minima + (q * (p.stretch / group) + g) * kLanes, limit + q * kLanes));
     return n;
   }
 
@@ -418,34 +307,93 @@ struct Block {
     const int k = p.a.k;
     float* values = best + i * k;
     int64_t* codes_of = chosen + i * k;
-    if (!(found[i] < k ? value == value : value < values[k - 1])) return;
+    // Codes come in any order; of equal values the lower code is kept.
+    const auto after = [&](int s) { return values[s] > value || (values[s] == value && codes_of[s] > code); };
+    if (!(found[i] < k ? value == value : after(k - 1))) return;
     int at = found[i] < k ? found[i]++ : k - 1;
-    for (; at > 0 && values[at - 1] > value; --at) values[at] = values[at - 1], codes_of[at] = codes_of[at - 1];
+    for (; at > 0 && after(at - 1); --at) values[at] = values[at - 1], codes_of[at] = codes_of[at - 1];
     values[at] = value;
     codes_of[at] = code;
   }
 
+  /// Up to four codes for point i.
+  void measure_four(int64_t i, const int64_t* which, int count) {
+    const float* four[4];
+    for (int m = 0; m < 4; ++m) four[m] = codes.rows + which[std::min(m, count - 1)] * codes.stride;
+    float value[4];
+    if (p.distance)
+      measure<true>(row_of[i], four, p.a.dim, value);
+    else
+      measure<false>(row_of[i], four, p.a.dim, value);
+    for (int m = 0; m < count; ++m) insert(i, which[m], p.distance ? value[m] : -value[m]);
+  }
+
   /// Codes [from, to) for point i, less those that are no candidates of it.
   void measure_codes(int64_t i, int64_t from, int64_t to) {
-    for (int64_t j = from; j < to; j += 4) {
-      const float* four[4];
-      for (int m = 0; m < 4; ++m) four[m] = codes.rows + std::min(j + m, to - 1) * codes.stride;
-      float value[4];
-      if (p.distance)
-        measure<true>(row_of[i], four, p.a.dim, value);
-      else
-        measure<false>(row_of[i], four, p.a.dim, value);
-      for (int m = 0; m < 4 && j + m < to; ++m) {
-        if (p.a.candidates == NearestCandidates::others && j + m == first + i) continue;
-        insert(i, j + m, p.distance ? value[m] : -value[m]);
+    int64_t which[4];
+    int count = 0;
+    for (int64_t j = from; j < to; ++j) {
+      if (is_candidate(i, j)) which[count++] = j;
+      if (count == 4 || (count && j + 1 == to)) measure_four(i, which, count), count = 0;
+    }
+  }
+
+  /// The codes of the list, the most promising first, until no other can matter.
+  void measure_waiting(int64_t i, int64_t from, Waiting* list, int64_t count) {
+    std::sort(list, list + count, [](const Waiting& a, const Waiting& b) { return a.score < b.score; });
+    for (int64_t n = 0; n < count && !(list[n].score > bar_of(i)); n += 4) {
+      const int some = int(std::min<int64_t>(4, count - n));
+      int64_t which[4];
+      for (int m = 0; m < some; ++m) which[m] = from + list[n + m].code;
+      measure_four(i, which, some);
+    }
+  }
+
+  /// Calls f(j, lanes, scores) for every kept score of block q, with the lanes where the code might matter.
+  template <class F>
+  void each_kept(int64_t q, int64_t from, int64_t to, F f) const {
+    const float* mine = limit + q * kLanes;
+    alignas(64) float score[kLanes];
+    for (int64_t j = 0; j < to - from; j += group) {
+      if (!not_above(minima + (q * p.stretch + j) / group * kLanes, mine)) continue;
+      for (int64_t i = j; i < std::min(to - from, j + group); ++i) {
+        store(score, load(products + (q * p.stretch + i) * kLanes) + codes.bias[from + i]);
+        if (const uint32_t mask = not_above(score, mine)) f(i, mask, score);
       }
+    }
+  }
+
+  int64_t count_kept(int64_t from, int64_t to) const {
+    int64_t n = 0;
+    for (int64_t q = 0; q < lanes16; ++q)
+      each_kept(q, from, to, [&](int64_t, uint32_t mask, const float*) { n += __builtin_popcount(mask); });
+    return n;
+  }
+
+  /// As measure_groups, by the scores of the single codes.
+  void measure_kept(int64_t from, int64_t to) {
+    Waiting list[kLanes][kWaiting];
+    for (int64_t q = 0; q < lanes16; ++q) {
+      int64_t waiting[kLanes] = {};
+      each_kept(q, from, to, [&](int64_t j, uint32_t mask, const float* score) {
+        for (; mask; mask &= mask - 1) {
+          const int64_t lane = __builtin_ctz(mask), i = q * kLanes + lane;
+          if (i >= points || broken[i] || !is_candidate(i, from + j)) continue;
+          list[lane][waiting[lane]++] = {score[lane] == score[lane] ? score[lane] : -kInf, int32_t(j)};
+          if (waiting[lane] < kWaiting) continue;
+          measure_waiting(i, from, list[lane], kWaiting);
+          waiting[lane] = 0;
+        }
+      });
+      for (int64_t lane = 0; lane < kLanes; ++lane)
+        if (waiting[lane]) measure_waiting(q * kLanes + lane, from, list[lane], waiting[lane]);
     }
   }
 
   void measure_groups(int64_t groups, int64_t from, int64_t to) {
     for (int64_t q = 0; q < lanes16; ++q)
       for (int64_t g = 0; g < groups; ++g) {
-        uint32_t mask = not_above(minima + (q * (kStretch / group) + g) * kLanes, limit + q * kLanes);
+        uint32_t mask = not_above(minima + (q * (p.stretch / group) + g) * kLanes, limit + q * kLanes);
         for (; mask; mask &= mask - 1) {
           const int64_t i = q * kLanes + __builtin_ctz(mask);
           if (i < points && !broken[i]) measure_codes(i, from + g * group, std::min(to, from + (g + 1) * group));
@@ -455,15 +403,13 @@ struct Block {
 
   void run() {
     read_points();
-    const bool before = p.a.candidates == NearestCandidates::before;
-    // Earlier tokens only: whole groups before the block are looked at, the last few codes are measured at once.
-    const int64_t end = before ? first / kUnit * kUnit : p.a.length;
+    const int64_t end = p.a.candidates == NearestCandidates::before ? first + points : p.a.length;
     bool floats_packed = false;
 #if defined(VK_NEAREST_SCREENS)
     if (codes.pairs && end > 0) pack_pairs();
 #endif
-    for (int64_t from = 0; from < end; from += kStretch) {
-      const int64_t to = std::min(end, from + kStretch);
+    for (int64_t from = 0; from < end; from += p.stretch) {
+      const int64_t to = std::min(end, from + p.stretch);
       screened = false;
 #if defined(VK_NEAREST_SCREENS)
       if (codes.pairs) {
@@ -472,8 +418,13 @@ struct Block {
         look_screened(from, to);
         const int64_t groups = (to - from + group - 1) / group;
         choose(groups, from);
-        screened = count_groups(groups) * 8 <= groups * points + 64 * points;
-        if (screened) measure_groups(groups, from, to);
+        if (p.keeps) {
+          screened = count_kept(from, to) * 8 <= (to - from + 256) * points;
+          if (screened) measure_kept(from, to);
+        } else {
+          screened = count_groups(groups) * 8 <= (groups + 64) * points;
+          if (screened) measure_groups(groups, from, to);
+        }
       }
 #endif
       if (screened) continue;
@@ -485,9 +436,6 @@ struct Block {
       choose(groups, from);
       measure_groups(groups, from, to);
     }
-    if (before)
-      for (int64_t i = 0; i < points; ++i)
-        if (!broken[i]) measure_codes(i, end, first + i);
     write();
   }
 
@@ -517,10 +465,14 @@ void nearest(const Nearest& a) {
          0,
          0,
          kBlock,
-         kGroup};
+         kGroup,
+         false,
+         kStretch};
   if (a.screen == NearestScreen::none) p.screens = Screens::none;
   if (a.screen == NearestScreen::dot && here == Screens::amx) p.screens = Screens::dot;
-  if (p.screens == Screens::amx && a.k == 1) p.group = 16;
+  p.keeps = p.screens == Screens::amx && a.dim >= kKeptDim;
+  if (p.keeps) p.stretch = kKeptStretch;
+  if (p.keeps || (p.screens == Screens::amx && a.k == 1)) p.group = 16;
   if (p.screens != Screens::none) p.pairs = (a.dim + 31) / 32 * 16;
   if (p.screens != Screens::amx || a.candidates == NearestCandidates::before) p.block = kBlock / 2;
   p.units = (a.length + kUnit - 1) / kUnit;

@@ -267,13 +267,18 @@ VK_AMX inline void amx_begin() {
 }
 VK_AMX inline void amx_end() { _tile_release(); }
 
-/// 32 codes against pairs of blocks: four 16 x 16 products at once. kWide groups of 16 codes, else of four.
+/// 32 codes against pairs of blocks: four 16 x 16 products at once. kWide: groups of 16 codes, else of four. Where
+/// `products` is given, it keeps all of them: [blocks][per block] of which the first 32 x 16 are these codes'.
 template <bool kWide>
 VK_AMX inline void tiles_amx(const uint32_t* packed, int64_t blocks, const uint32_t* codes, int64_t pairs,
-                             const float* bias, float* minima, int64_t block_minima) {
-  alignas(64) float product[4][16 * kLanes];
+                             const float* bias, float* minima, int64_t block_minima, float* products,
+                             int64_t block_products) {
+  alignas(64) float passing[4][16 * kLanes];
   for (int64_t b = 0; b < blocks; b += 2) {
     const uint32_t *x0 = packed + b * pairs * kLanes, *x1 = x0 + pairs * kLanes;
+    float* product[4];
+    for (int t = 0; t < 4; ++t)
+      product[t] = products ? products + (b + t % 2) * block_products + t / 2 * 16 * kLanes : passing[t];
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);

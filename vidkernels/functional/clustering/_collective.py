@@ -38,15 +38,21 @@ def broadcast(tensor: Tensor, group=None) -> Tensor:
     return tensor
 
 
+def row_counts(rows: Tensor, group) -> tuple[Tensor, int]:
+    """How many rows every process of the group has, [world] int64, and this process' place among them."""
+    rank = dist.get_rank(group)
+    counts = torch.zeros(dist.get_world_size(group), dtype=torch.int64, device=rows.device)
+    counts[rank] = rows.shape[0]
+    all_reduce(counts, group=group)
+    return counts, rank
+
+
 def gather_rows(rows: Tensor, group=None) -> tuple[Tensor, int]:
     """Rows of all processes in the order of their ranks, and where this process' begin."""
     if group is None:
         return rows, 0
-    world, rank = dist.get_world_size(group), dist.get_rank(group)
-    sizes = torch.zeros(world, dtype=torch.int64, device=rows.device)
-    sizes[rank] = rows.shape[0]
-    dist.all_reduce(sizes, group=group)
-    sizes = sizes.tolist()
+    counts, rank = row_counts(rows, group)
+    sizes = counts.tolist()
     padded = rows.new_zeros(max(sizes), *rows.shape[1:])
     padded[: rows.shape[0]] = rows
     parts = [torch.empty_like(padded) for _ in sizes]

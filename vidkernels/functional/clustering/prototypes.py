@@ -134,9 +134,16 @@ class _Sigma(torch.autograd.Function):
         needs = any(ctx.needs_input_grad[:3])
         grads = [torch.zeros_like(x) for x in (video, target, prototypes)] if needs else []
         loss = torch.zeros((), dtype=torch.float64, device=video.device)
+        # Blocks reuse their memory: fresh pages cost more than the arithmetic.
+        size, count = min(rows, _ROWS), prototypes.shape[0]
+        given = [] if keep else [video.new_empty(size, count) for _ in (0, 1)]
+        wide, logs = (_wide(video.new_empty(0)).new_empty(size, count) for _ in (0, 1))
         for begin in range(0, rows, _ROWS):
-            some = slice(begin, begin + _ROWS)
-            scores = [k[some] for k in keep] if keep else [x[some] @ prototypes_t for x in (video, target)]
+            some, n = slice(begin, begin + _ROWS), min(_ROWS, rows - begin)
+            if keep:
+                scores = [k[some] for k in keep]
+            else:
+                scores = [torch.mm(x[some], prototypes_t, out=g[:n]) for x, g in zip((video, target), given)]
             found = [
                 _step(s[None], epsilon, None, v[None], backend=backend)[2][0] if hard
                 else torch.softmax(_wide(s) / epsilon + v, 1)
@@ -144,7 +151,7 @@ class _Sigma(torch.autograd.Function):
             ]  # fmt: skip
             for side in (0, 1):
                 code = found[1 - side]
-                log_p = torch.log_softmax(_wide(scores[side]) / temperature, 1)
+                log_p = torch.log_softmax(wide[:n].copy_(scores[side]).div_(temperature), 1, out=logs[:n])
                 if hard:
                     loss -= log_p.gather(1, code[:, None]).sum(dtype=torch.float64)
                 else:
@@ -157,7 +164,7 @@ class _Sigma(torch.autograd.Function):
                 else:
                     d -= code
                 d = d.mul_(weight / temperature).to(video.dtype)
-                grads[side][some] = d @ prototypes
+                torch.mm(d, prototypes, out=grads[side][some])
                 if side == 1:  # the video side leaves the prototypes alone
                     grads[2].addmm_(d.mT, target[some])
         ctx.save_for_backward(*grads)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidkernels import _check
-from vidkernels.functional.clustering._collective import all_reduce, broadcast
+from vidkernels.functional.clustering._collective import all_reduce, broadcast, row_counts
 from vidkernels.functional.clustering.kmeans import kmeans
 from vidkernels.functional.quantize.vq import VectorQuantized, code_sums, ema_codebook, perplexity, vector_quantize
 
@@ -199,10 +199,7 @@ class VectorQuantizer(nn.Module):
         if group is None:
             return flat[(place * length).long().clamp(max=length - 1)]
         place = broadcast(place, group)
-        lengths = torch.zeros(dist.get_world_size(group), dtype=torch.int64, device=flat.device)
-        rank = dist.get_rank(group)
-        lengths[rank] = length
-        all_reduce(lengths, group=group)
+        lengths, rank = row_counts(flat, group)
         total = lengths.sum()
         row = torch.minimum((place * total).long(), total - 1) - lengths[:rank].sum()
         if length == 0:

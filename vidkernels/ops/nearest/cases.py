@@ -92,6 +92,8 @@ CASES = {
         _case("odd_others", _given(2, 83, None, 83, 13, k=5, candidates="others"), grad=("points",)),
         _case("odd_before", _given(2, 83, None, 83, 13, k=5, candidates="before"), grad=("points",)),
         _case("odd_before_cosine", _given(1, 147, None, 147, 33, metric="cosine", candidates="before")),
+        _case("odd_others_long_rows", _given(1, 83, None, 83, 147, k=3, candidates="others"), grad=("points",)),
+        _case("odd_before_long_rows", _given(1, 83, None, 83, 147, candidates="before"), grad=("points",)),
         _case("odd_most", _given(1, 40, 1, 300, 5, k=32), grad=_LEAVES),
         _case("odd_more_than_there_are", _given(1, 7, 1, 3, 4, k=5), grad=_LEAVES),
         _case("odd_one_dimension", _given(1, 19, 1, 23, 1)),
