@@ -1,237 +1,186 @@
-// The sum renderer's inner loops over 4x4-pixel blocks: weights of one ellipse along a row of blocks, adding an ellipse
-// to a framebuffer tile, and gathering a gradient over an ellipse's footprint.
-//
-// Along a row the exponent of a block follows from the one before by two additions; rows of kLong blocks and more
-// multiply the exponential itself along (G *= R, R *= Q), started afresh every kRestart blocks.
+// The sum renderer's inner loops: adding ellipses to a framebuffer tile, and gathering a gradient over footprints.
 #pragma once
-#include "core/ellipse.h"
+#include "core/block_list.h"
 #include "core/tile_lists.h"
 
 namespace vk {
 namespace {
 
-constexpr int kLong = 4;
-constexpr int kRestart = 8;
-
-struct Lanes {
-  V16 x = load(kLaneX), y = load(kLaneY), xx = x * x, xy = x * y, yy = y * y;
-};
-
-class BlockRow {
+/// Adds ellipses to a tile's `frame`, [kTileArea][C][16].
+template <int C>
+class TilePainter {
  public:
-  VK_INLINE BlockRow(const Ellipse& e, const Lanes& lanes)
-      : e_(e),
-        lanes_(lanes),
-        inside_(V16(e.ka) * lanes.xx + (V16(e.kb) * lanes.xy + V16(e.kc) * lanes.yy)),
-        // exponent(X + 4) - exponent(X) = ka (8 (X + lx) + 16) + 4 kb (Y + ly)
-        step_(V16(8.0f * e.ka) * lanes.x + V16(4.0f * e.kb) * lanes.y),
-        limit_(e.limit) {}
-
-  /// Multiplying along is safe where an exponent of the support lies at most 60 below where its run began, and one
-  /// that underflowed at the beginning cannot come back into the support: flat ellipses of ordinary weight.
-  bool gentle() const { return e_.ka > -0.023f && e_.limit > -10.0f; }
-
-  /// f(block, X, G): X = x of the block's corner - mean, G = exp(-sigma) inside the support, 0 outside.
-  template <class F>
-  VK_INLINE void walk(int row, int left, int right, F f) const {
-    const float y = float(kBlock * row) - e_.y;
-    if (right - left >= kLong && gentle())
-      walk_long(y, left, right, f);
-    else
-      walk_short(y, left, right, f);
+  VK_INLINE void add(const Ellipse& e, const float* color, const Tile& tile, float* frame) {
+    for (int ch = 0; ch < C; ++ch) list_.new_color()[ch] = color[ch] * (1.0f / 255.0f);
+    list_.add(e, tile.row0, tile.row1, tile.column0, tile.column1);
+    if (list_.full()) flush(frame);
   }
-  template <class F>
-  VK_INLINE void walk_short(float y, int left, int right, F f) const {
-    float x = float(kBlock * left) - e_.x;
-    V16 p = exponent(x, y), d = step(x, y);
-    const V16 bend(32.0f * e_.ka);
-    for (int b = left;; ++b) {
-      f(b, x, keep_ge(p, limit_, exp2(p)));
-      if (b == right) return;
-      p = p + d;
-      d = d + bend;
-      x += kBlock;
-    }
+  void flush(float* frame) {
+    list_.fill();
+    list_.each([&](const BlockPlace& place, const V16&, const V16& g) {
+      float* block = frame + place.frame;
+      const float* color = list_.color(place);
+      for (int ch = 0; ch < C; ++ch) store(block + ch * 16, madd(g, V16(color[ch]), load(block + ch * 16)));
+    });
+    list_.clear();
   }
 
  private:
-  VK_INLINE V16 exponent(float x, float y) const {
-    const float base = (e_.ka * x + e_.kb * y) * x + e_.kc * y * y;
-    const float u = 2.0f * e_.ka * x + e_.kb * y, v = 2.0f * e_.kc * y + e_.kb * x;
-    return madd(lanes_.y, V16(v), madd(lanes_.x, V16(u), inside_ + V16(base)));
-  }
-  VK_INLINE V16 step(float x, float y) const { return step_ + V16(e_.ka * (8.0f * x + 16.0f) + 4.0f * e_.kb * y); }
+  static constexpr int kBatch = 8;
+  BlockList<kBatch, C * 16> list_;
+};
 
-  template <class F>
-  VK_INLINE void walk_long(float y, int left, int right, F f) const {
-    const V16 ratio2 = exp2(V16(32.0f * e_.ka)), least = exp2(limit_);
-    for (int b = left; b <= right;) {
-      float x = float(kBlock * b) - e_.x;
-      const int end = b + kRestart <= right ? b + kRestart : right + 1;
-      V16 g = exp2(exponent(x, y)), r = exp2(step(x, y));
-      for (;;) {
-        f(b, x, keep_ge(g, least, g));
-        if (++b == end) break;
-        g = g * r;
-        r = r * ratio2;
-        x += kBlock;
+/// Sums over the footprint of one Gaussian of s = w sum_ch d[ch] color[ch], d the gradient image, w its weight; in
+/// sheared coordinates, where its covariance is diagonal: t = dy - shear dx.
+enum FootprintSum : int { sum_x, sum_t, sum_xx, sum_xt, sum_tt, kFootprintSums };
+
+/// Gathers over footprints. C: channels, or 0 for any number.
+template <int C>
+class FootprintGatherer {
+ public:
+  FootprintGatherer(int64_t channels, const TileGrid& grid)
+      : channels_(C ? C : channels), grid_(grid), colors_(size_t(channels_)), sums_(size_t(channels_)) {}
+
+  /// blocks: the gradient image of e, [block rows][block columns][channels][16]. done(e, sums, colors) with the sums
+  /// named above and colors[ch] = sum of w d[ch] is called now or in a later add() or in flush().
+  template <class Done>
+  VK_INLINE void add(const Ellipse& e, const float* color, const float* blocks, Done done) {
+    const Range rows = block_range(e.y, e.half_height, 0, grid_.block_rows - 1);
+    const Range columns = block_range(e.x, e.half_width, 0, grid_.block_columns - 1);
+    bool first = true;
+    for (int r = rows.first; r <= rows.last; r += kSide)
+      for (int c = columns.first; c <= columns.last; c += kSide) {
+        const int r1 = std::min(r + kSide - 1, rows.last), c1 = std::min(c + kSide - 1, columns.last);
+        windows_[list_.ellipses()] = {&e, color, blocks + (int64_t(r) * grid_.block_columns + c) * channels_ * 16,
+                                      first, r1 == rows.last && c1 == columns.last};
+        list_.add(e, r, r1, c, c1);
+        if (list_.full()) flush(done);
+        first = false;
       }
+    if (!first) return;
+    const float none[kFootprintSums] = {};
+    std::fill_n(colors_.data(), channels_, 0.0f);
+    done(e, none, colors_.data());
+  }
+
+  template <class Done>
+  void flush(Done done) {
+    list_.fill();
+    for (int i = 0; i < list_.ellipses(); ++i) {
+      const Window& window = windows_[i];
+      if (window.first) {
+        for (V16& v : totals_) v = V16(0.0f);
+        if constexpr (C == 0)
+          for (int64_t ch = 0; ch < channels_; ++ch) sums_[size_t(ch)] = V16(0.0f);
+      }
+      gather(i, window);
+      if (window.last) finish(*window.ellipse, done);
     }
+    list_.clear();
   }
 
-  const Ellipse& e_;
-  const Lanes& lanes_;
-  V16 inside_, step_, limit_;
-};
+ private:
+  static constexpr int kBatch = 8, kSide = BlockList<kBatch, 0>::kSide;
+  static constexpr int kTotals = (kFootprintSums + C + 7) / 8 * 8;
+  struct Window {
+    const Ellipse* ellipse;
+    const float *color, *blocks;
+    bool first, last;  // of its ellipse
+  };
 
-/// Calls f(row, left, right) for the rows of blocks of a clipped window that an ellipse touches. A small footprint is
-/// taken as a rectangle: finding its spans would cost more than its empty corners.
-template <class F>
-VK_INLINE void each_block_row(const Ellipse& e, int row0, int row1, int column0, int column1, F f) {
-  const Range rows = block_range(e.y, e.half_height, row0, row1);
-  if (rows.first > rows.last) return;
-  const Range columns = block_range(e.x, e.half_width, column0, column1);
-  if (columns.first > columns.last) return;
-  if (columns.last - columns.first < kLong && rows.last - rows.first < kLong) {
-    for (int r = rows.first; r <= rows.last; ++r) f(r, columns.first, columns.last);
-    return;
-  }
-  alignas(64) int32_t left[16], right[16];
-  for (int top = rows.first; top <= rows.last; top += 16) {
-    block_spans(e, top, column0, column1, left, right);
-    for (int r = top; r <= (top + 15 < rows.last ? top + 15 : rows.last); ++r)
-      if (left[r - top] <= right[r - top]) f(r, left[r - top], right[r - top]);
-  }
-}
-
-/// Adds one ellipse to a tile's `frame`, [kTileBlocks * kTileBlocks][C][16].
-template <int C>
-inline void add_ellipse(const Ellipse& e, const float* color, const Tile& tile, const Lanes& lanes, float* frame) {
-  V16 c[C];
-  for (int ch = 0; ch < C; ++ch) c[ch] = V16(color[ch] * e.weight);
-  const BlockRow row(e, lanes);
-  each_block_row(e, tile.row0, tile.row1, tile.column0, tile.column1, [&](int r, int left, int right) {
-    float* line = frame + ((r - tile.row0) * kTileBlocks - tile.column0) * C * 16;
-    row.walk(r, left, right, [&](int b, float, const V16& g) {
-      float* block = line + b * C * 16;
-      for (int ch = 0; ch < C; ++ch) store(block + ch * 16, madd(g, c[ch], load(block + ch * 16)));
-    });
-  });
-}
-
-/// Moments of s = G sum_ch d[ch] color[ch] about the mean, without the weight:
-/// [0] s, [1] s dx, [2] s dy, [3] s dx^2, [4] s dx dy, [5] s dy^2.
-struct Moments {
-  float m[6];
-};
-
-/// d: the gradient image in blocks, [block rows][block columns][channels][16]. C: channels, or 0 for any number.
-/// sums: room for `channels` vectors; colors_out[ch] = sum of G d[ch].
-template <int C>
-inline Moments gather_ellipse(const Ellipse& e, const float* color, int64_t channels, const float* d,
-                              const TileGrid& grid, const Lanes& lanes, V16* sums, float* colors_out) {
-  if constexpr (C > 0) channels = C;
-  V16 local[C ? C : 1], c[C ? C : 1];
-  if constexpr (C > 0)
-    for (int ch = 0; ch < C; ++ch) local[ch] = V16(0.0f), c[ch] = V16(color[ch]);
-  else
-    for (int64_t ch = 0; ch < channels; ++ch) sums[ch] = V16(0.0f);
-  // Moments over the block corners (X, Y); the place within the block comes in at the end, lane by lane.
-  V16 m0(0.0f), mx(0.0f), my(0.0f), mxx(0.0f), mxy(0.0f), myy(0.0f);
-  const BlockRow walker(e, lanes);
-  each_block_row(e, 0, grid.block_rows - 1, 0, grid.block_columns - 1, [&](int r, int left, int right) {
-    const float* line = d + int64_t(r) * grid.block_columns * channels * 16;
-    V16 n0(0.0f), nx(0.0f), nxx(0.0f);
-    walker.walk(r, left, right, [&](int b, float x, const V16& g) {
-      const float* block = line + b * channels * 16;
-      V16 t(0.0f);
+  VK_INLINE void gather(int i, const Window& window) {
+    V16 m[kFootprintSums], dc[C ? C : 1], c[C ? C : 1];
+    for (int k = 0; k < kFootprintSums; ++k) m[k] = totals_[k];
+    for (int ch = 0; ch < C; ++ch) dc[ch] = totals_[kFootprintSums + ch], c[ch] = V16(window.color[ch]);
+    const size_t column = size_t(channels_) * 16, row = size_t(grid_.block_columns) * column;
+    list_.each(list_.begin(i), list_.begin(i + 1), [&](const BlockPlace& place, const V16& t, const V16& g) {
+      const float* block = window.blocks + list_.row(place, i) * row + list_.column(place, i) * column;
+      V16 along(0.0f);
       if constexpr (C > 0) {
         for (int ch = 0; ch < C; ++ch) {
-          const V16 v = load(block + ch * 16);
-          local[ch] = madd(g, v, local[ch]);
-          t = ch == 0 ? v * c[0] : madd(v, c[ch], t);
+          const V16 d = load(block + ch * 16);
+          dc[ch] = madd(g, d, dc[ch]);
+          along = ch == 0 ? d * c[0] : madd(d, c[ch], along);
         }
       } else {
-        for (int64_t ch = 0; ch < channels; ++ch) {
-          const V16 v = load(block + ch * 16);
-          sums[ch] = madd(g, v, sums[ch]);
-          t = madd(v, V16(color[ch]), t);
+        for (int64_t ch = 0; ch < channels_; ++ch) {
+          const V16 d = load(block + ch * 16);
+          sums_[size_t(ch)] = madd(g, d, sums_[size_t(ch)]);
+          along = madd(d, V16(window.color[ch]), along);
         }
       }
-      const V16 s = t * g, sx = s * V16(x);
-      n0 = n0 + s;
-      nx = nx + sx;
-      nxx = madd(sx, V16(x), nxx);
+      const V16 dx = list_.dx(place), s = along * g, sx = s * dx, st = s * t;
+      m[sum_x] = m[sum_x] + sx;
+      m[sum_t] = m[sum_t] + st;
+      m[sum_xx] = madd(sx, dx, m[sum_xx]);
+      m[sum_xt] = madd(sx, t, m[sum_xt]);
+      m[sum_tt] = madd(st, t, m[sum_tt]);
     });
-    const V16 y(float(kBlock * r) - e.y), ny = y * n0;
-    m0 = m0 + n0;
-    mx = mx + nx;
-    mxx = mxx + nxx;
-    my = my + ny;
-    mxy = madd(y, nx, mxy);
-    myy = madd(y, ny, myy);
-  });
-  const V16 lx = lanes.x, ly = lanes.y;
-  V16 total[8] = {m0,
-                  madd(lx, m0, mx),
-                  madd(ly, m0, my),
-                  madd(lx, madd(lx, m0, mx + mx), mxx),
-                  mxy + madd(ly, mx, lx * madd(ly, m0, my)),
-                  madd(ly, madd(ly, m0, my + my), myy),
-                  V16(0.0f),
-                  V16(0.0f)};
-  if constexpr (C == 1 || C == 2)
-    for (int ch = 0; ch < C; ++ch) total[6 + ch] = local[ch];
-  float out[8];
-  sum8(total, out);
-  if constexpr (C == 1 || C == 2) {
-    for (int ch = 0; ch < C; ++ch) colors_out[ch] = out[6 + ch];
-  } else {
-    for (int64_t ch = 0; ch < channels; ch += 8) {
-      V16 v[8];
-      for (int k = 0; k < 8; ++k) v[k] = ch + k >= channels ? V16(0.0f) : C ? local[k % (C ? C : 1)] : sums[ch + k];
-      float s[8];
-      sum8(v, s);
-      for (int64_t k = 0; k < 8 && ch + k < channels; ++k) colors_out[ch + k] = s[k];
-    }
+    for (int k = 0; k < kFootprintSums; ++k) totals_[k] = m[k];
+    for (int ch = 0; ch < C; ++ch) totals_[kFootprintSums + ch] = dc[ch];
   }
-  return {{out[0], out[1], out[2], out[3], out[4], out[5]}};
-}
 
-/// d mean = conic * first moments (of the weighted s).
-inline void mean_gradient(const Ellipse& e, const Moments& s, float* out) {
+  template <class Done>
+  VK_INLINE void finish(const Ellipse& e, Done done) {
+    constexpr float kUnit = 1.0f / 255.0f;
+    float out[kTotals];
+    for (int k = 0; k < kTotals; k += 8) sum8(totals_ + k, out + k);
+    for (int ch = 0; ch < C; ++ch) colors_[size_t(ch)] = kUnit * out[kFootprintSums + ch];
+    if constexpr (C == 0)
+      for (int64_t ch = 0; ch < channels_; ch += 8) {
+        V16 v[8];
+        float s[8];
+        for (int64_t k = 0; k < 8; ++k) v[k] = ch + k < channels_ ? sums_[size_t(ch + k)] : V16(0.0f);
+        sum8(v, s);
+        for (int64_t k = 0; k < 8 && ch + k < channels_; ++k) colors_[size_t(ch + k)] = kUnit * s[k];
+      }
+    const float back = -1.0f / __builtin_sqrtf(-e.kc);  // the list's t is sqrt(-kc) (shear dx - dy)
+    const float sums[kFootprintSums] = {kUnit * out[sum_x], kUnit * back * out[sum_t], kUnit * out[sum_xx],
+                                        kUnit * back * out[sum_xt], kUnit * back * back * out[sum_tt]};
+    done(e, sums, colors_.data());
+  }
+
+  const int64_t channels_;
+  const TileGrid& grid_;
+  BlockList<kBatch, 0> list_;
+  Window windows_[kBatch];
+  V16 totals_[kTotals] = {};
+  Scratch<float> colors_;
+  Scratch<V16> sums_;
+};
+
+/// d mean = conic * sum of s d.
+inline void mean_gradient(const Ellipse& e, const float* sums, float* out) {
   constexpr float kLn2 = 0.693147181f;
-  const float a = -2.0f * kLn2 * e.ka, b = -kLn2 * e.kb, c = -2.0f * kLn2 * e.kc;
-  out[0] = e.weight * (a * s.m[1] + b * s.m[2]);
-  out[1] = e.weight * (b * s.m[1] + c * s.m[2]);
+  const float along_t = -2.0f * kLn2 * e.kc * sums[sum_t];
+  out[0] = -2.0f * kLn2 * e.k1 * sums[sum_x] - e.shear * along_t;
+  out[1] = along_t;
 }
 
-inline void conic_gradient(const Ellipse& e, const Moments& s, float* out) {
-  out[0] = -0.5f * e.weight * s.m[3];
-  out[1] = -e.weight * s.m[4];
-  out[2] = -0.5f * e.weight * s.m[5];
+/// The conic's: -1/2 sum s dx^2, -sum s dx dy, -1/2 sum s dy^2.
+inline void conic_gradient(const Ellipse& e, const float* sums, float* out) {
+  const float xx = sums[sum_xx], xt = sums[sum_xt];
+  out[0] = -0.5f * xx;
+  out[1] = -(xt + e.shear * xx);
+  out[2] = -0.5f * (sums[sum_tt] + 2.0f * e.shear * xt + e.shear * e.shear * xx);
 }
 
-/// From the gradient of the conic (a, b, c) to that of the Cholesky factor l: dSigma = -conic dConic conic.
-inline void cholesky_gradient(const float* l, const float* d_conic, float* out) {
-  const float l1 = l[0], l2 = l[1], l3 = l[2], inverse = 1.0f / (l1 * l1 * l3 * l3);
-  const float a = (l2 * l2 + l3 * l3) * inverse, b = -l1 * l2 * inverse, c = l1 * l1 * inverse;
-  const float ga = d_conic[0], gb = 0.5f * d_conic[1], gc = d_conic[2];
-  const float t00 = a * ga + b * gb, t01 = a * gb + b * gc, t10 = b * ga + c * gb, t11 = b * gb + c * gc;
-  const float s00 = -(t00 * a + t01 * b), s01 = -(t00 * b + t01 * c), s11 = -(t10 * b + t11 * c);
-  out[0] = 2.0f * (s00 * l1 + s01 * l2);
-  out[1] = 2.0f * (s01 * l1 + s11 * l2);
-  out[2] = 2.0f * s11 * l3;
+/// The Cholesky factor's: sigma = (u^2 + v^2) / 2 with u = dx / l1, v = t / l3.
+inline void cholesky_gradient(const float* l, const float* sums, float* out) {
+  const float i1 = 1.0f / l[0], i3 = 1.0f / l[2], uv = sums[sum_xt] * i1 * i3;
+  out[0] = (sums[sum_xx] * i1 * i1 - uv * l[1] * i3) * i1;
+  out[1] = uv * i3;
+  out[2] = sums[sum_tt] * i3 * i3 * i3;
 }
 
 /// Positions of the ellipses that are felt, grouped by the tile that holds their centre: neighbours read the same
 /// pixels. One bucket for each tile.
 inline Buckets by_place(const Ellipse* ellipses, int64_t count, const TileGrid& grid) {
-  return Buckets(count, grid.tiles(), 1, [=](int64_t begin, int64_t end, auto put) {
+  return Buckets(count, grid.tiles(), 1, [=](int64_t begin, int64_t end, auto put, bool) {
     for (int64_t i = begin; i < end; ++i) {
       const Ellipse& e = ellipses[i];
       if (e.half_height < 0) continue;
-      const float x = e.x * (1.0f / kTile), y = e.y * (1.0f / kTile);
+      const float x = e.x * (1.0f / (kTileColumns * kBlock)), y = e.y * (1.0f / (kTileRows * kBlock));
       const int c = x > 0 ? (x < float(grid.columns - 1) ? int(x) : grid.columns - 1) : 0;
       const int r = y > 0 ? (y < float(grid.rows - 1) ? int(y) : grid.rows - 1) : 0;
       put(int64_t(r) * grid.columns + c, i);

@@ -30,6 +30,7 @@ struct alignas(64) Ellipse {
   float dy_right;                 // where the support is furthest right (furthest left at -dy_right)
   float weight;                   // opacity, or 1
   int32_t index;                  // of the Gaussian in the caller's arrays
+  float k1, shear;                // exponent = k1 dx^2 + kc (dy - shear dx)^2
 };
 
 enum class ShapeForm : uint8_t { cholesky, conic };
@@ -40,7 +41,7 @@ inline void make_ellipses(const float* means, const float* shapes, const float* 
                           ShapeForm form, float pixel_center, int64_t begin, int64_t end, Ellipse* out) {
   constexpr int kLanes = 16;
   constexpr float kFar = 1e9f;
-  float in[6][kLanes], res[11][kLanes];
+  float in[6][kLanes], res[12][kLanes];
   for (int64_t i0 = begin; i0 < end; i0 += kLanes) {
     const int count = int(end - i0 < kLanes ? end - i0 : kLanes);
     for (int k = 0; k < kLanes; ++k) {
@@ -92,7 +93,8 @@ inline void make_ellipses(const float* means, const float* shapes, const float* 
       res[7][k] = reach * ia;
       res[8][k] = determinant * ia * ia;
       res[9][k] = -b / c * w;
-      res[10][k] = felt ? 1.0f : 0.0f;
+      res[10][k] = -0.5f * kLog2E * (form == ShapeForm::cholesky ? 1.0f / xx : determinant / c);
+      res[11][k] = -b / c;
     }
     for (int k = 0; k < count; ++k) {
       const int64_t i = i0 + k;
@@ -109,7 +111,9 @@ inline void make_ellipses(const float* means, const float* shapes, const float* 
                 res[8][k],
                 res[9][k],
                 in[5][k],
-                order ? order[i] : int32_t(i)};
+                order ? order[i] : int32_t(i),
+                res[10][k],
+                res[11][k]};
     }
   }
 }
@@ -121,18 +125,19 @@ struct Range {
 VK_INLINE Range block_range(float centre, float half, int lo, int hi) {
   if (half < 0) return {1, 0};
   const float low = (centre - half + 0.999f) * 0.25f, high = (centre + half + 0.001f) * 0.25f;
+  // Where the support ends before `lo` or begins after `hi` this comes out as last < first, without a branch.
   const float below = float(lo), above = float(hi);
-  if (!(high >= below && low < above + 1)) return {1, 0};
-  return {low <= below ? lo : int(low), high >= above ? hi : int(high)};
+  const float from = low > below ? low : below, to = high < above ? high : above;
+  return {int(from < above + 1 ? from : above + 1), int((to > below - 1 ? to : below - 1) + 1.0f) - 1};
 }
 
 /// left[j] .. right[j]: the blocks of block row `row0 + j` (16 of them) that the support touches, clipped to
 /// [lo, hi]; left > right where there are none.
-VK_INLINE void block_spans(const Ellipse& e, int row0, int lo, int hi, int32_t* left, int32_t* right) {
+VK_INLINE void block_spans(const Ellipse& e, int row0, int lo, int hi, I16& left, I16& right) {
   static const float kRows[16] = {0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60};
   const V16 top = load(kRows) + V16(float(kBlock * row0) - e.y);
   const V16 d0 = max(top, V16(-e.half_height)), d1 = min(top + V16(float(kBlock - 1)), V16(e.half_height));
-  const auto half = [&](const V16& d) { return sqrt(max(V16(e.q0) - V16(e.q1) * d * d, V16(0.0f))); };
+  const auto half = [&](const V16& d) { return root(max(V16(e.q0) - V16(e.q1) * d * d, V16(1e-30f))); };
   const V16 h0 = half(d0), h1 = half(d1), c0 = V16(e.slope) * d0, c1 = V16(e.slope) * d1;
   V16 far_right = max(c0 + h0, c1 + h1), far_left = min(c0 - h0, c1 - h1);
   // A row of blocks that holds the extreme point reaches to it.
@@ -152,8 +157,14 @@ VK_INLINE void block_spans(const Ellipse& e, int row0, int lo, int hi, int32_t* 
     li.p[i] = a > first ? a : first;
     ri.p[i] = b < last ? b : last;
   }
-  store(left, li);
-  store(right, ri);
+  left = li;
+  right = ri;
+}
+VK_INLINE void block_spans(const Ellipse& e, int row0, int lo, int hi, int32_t* left, int32_t* right) {
+  I16 l, r;
+  block_spans(e, row0, lo, hi, l, r);
+  store(left, l);
+  store(right, r);
 }
 
 }  // namespace

@@ -38,6 +38,23 @@ inline void to_blocks(const float* in, int64_t rows, int64_t width, int64_t chan
     }
 }
 
+/// Past the caches, which an image would only sweep clean of what the next tile needs.
+#if defined(__AVX512F__)
+inline void put_line(float* to, const __m512& line) {
+  if (reinterpret_cast<uintptr_t>(to) % 64 == 0)
+    _mm512_stream_ps(to, line);
+  else
+    _mm512_storeu_ps(to, line);
+}
+#endif
+
+/// After from_blocks: what went past the caches is seen by other threads.
+inline void finish_blocks() {
+#if defined(__AVX512F__)
+  _mm_sfence();
+#endif
+}
+
 /// Blocks `first` .. `last` of a row of blocks, `in` [..][C][16] beginning with block `first`, to the pixels `out` of
 /// an image: `rows` rows of `width` pixels with `stride` channels each, of which these are C neighbours.
 template <int C>
@@ -46,21 +63,36 @@ inline void from_blocks(const float* in, int64_t first, int64_t last, int64_t ro
   int64_t b = first;
 #if defined(__AVX512F__)
   if constexpr (C == 3) {
+    // Four blocks at a time: three whole vectors in each row of pixels.
     if (stride == 3 && rows == kBlock) {
-      alignas(64) static constexpr int32_t kRed[16] = {0, 16, 0, 1, 17, 0, 2, 18, 0, 3, 19, 0, 0, 0, 0, 0};
-      const __m512i red_green = _mm512_load_si512(kRed);
-      const __m512i blue = _mm512_setr_epi32(0, 1, 16, 3, 4, 17, 6, 7, 18, 9, 10, 19, 0, 0, 0, 0);
-      const __m512i next = _mm512_set1_epi32(4);
-      for (; b <= last && (b + 1) * kBlock <= width; ++b) {
-        const float* block = in + (b - first) * 48;
-        const __m512 r = _mm512_loadu_ps(block), g = _mm512_loadu_ps(block + 16), u = _mm512_loadu_ps(block + 32);
-        __m512i from_rg = red_green, from_b = blue;
-        const __m512i step_b = _mm512_setr_epi32(0, 0, 4, 0, 0, 4, 0, 0, 4, 0, 0, 4, 0, 0, 0, 0);
+      const __m512i low_rg = _mm512_setr_epi32(0, 16, 0, 1, 17, 0, 2, 18, 0, 3, 19, 0, 4, 20, 0, 5);
+      const __m512i low_b = _mm512_setr_epi32(0, 1, 16, 3, 4, 17, 6, 7, 18, 9, 10, 19, 12, 13, 20, 15);
+      const __m512i mid_rg = _mm512_setr_epi32(21, 0, 6, 22, 0, 7, 23, 0, 8, 24, 0, 9, 25, 0, 10, 26);
+      const __m512i mid_b = _mm512_setr_epi32(0, 21, 2, 3, 22, 5, 6, 23, 8, 9, 24, 11, 12, 25, 14, 15);
+      const __m512i high_rg = _mm512_setr_epi32(0, 11, 27, 0, 12, 28, 0, 13, 29, 0, 14, 30, 0, 15, 31, 0);
+      const __m512i high_b = _mm512_setr_epi32(26, 1, 2, 27, 4, 5, 28, 7, 8, 29, 10, 11, 30, 13, 14, 31);
+      for (; b + 3 <= last && (b + 4) * kBlock <= width; b += 4) {
+        __m512 line[3][4];
+        for (int ch = 0; ch < 3; ++ch) {
+          const float* from = in + ((b - first) * 3 + ch) * 16;
+          const __m512 p0 = _mm512_loadu_ps(from), p1 = _mm512_loadu_ps(from + 48);
+          const __m512 p2 = _mm512_loadu_ps(from + 96), p3 = _mm512_loadu_ps(from + 144);
+          const __m512 even01 = _mm512_shuffle_f32x4(p0, p1, 0x88), odd01 = _mm512_shuffle_f32x4(p0, p1, 0xdd);
+          const __m512 even23 = _mm512_shuffle_f32x4(p2, p3, 0x88), odd23 = _mm512_shuffle_f32x4(p2, p3, 0xdd);
+          line[ch][0] = _mm512_shuffle_f32x4(even01, even23, 0x88);
+          line[ch][1] = _mm512_shuffle_f32x4(odd01, odd23, 0x88);
+          line[ch][2] = _mm512_shuffle_f32x4(even01, even23, 0xdd);
+          line[ch][3] = _mm512_shuffle_f32x4(odd01, odd23, 0xdd);
+        }
         for (int y = 0; y < kBlock; ++y) {
-          const __m512 line = _mm512_permutex2var_ps(_mm512_permutex2var_ps(r, from_rg, g), from_b, u);
-          _mm512_mask_storeu_ps(out + y * width * 3 + b * 12, 0x0fff, line);
-          from_rg = _mm512_add_epi32(from_rg, next);
-          from_b = _mm512_add_epi32(from_b, step_b);
+          const __m512 red = line[0][y], green = line[1][y], blue = line[2][y];
+          float* to = out + y * width * 3 + b * 12;
+          const auto mix = [&](const __m512i& rg, const __m512i& with_b) {
+            return _mm512_permutex2var_ps(_mm512_permutex2var_ps(red, rg, green), with_b, blue);
+          };
+          put_line(to, mix(low_rg, low_b));
+          put_line(to + 16, mix(mid_rg, mid_b));
+          put_line(to + 32, mix(high_rg, high_b));
         }
       }
     }

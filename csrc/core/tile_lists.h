@@ -13,11 +13,11 @@
 namespace vk {
 namespace {
 
-constexpr int kTile = 64;                    // pixels along each side of a tile
-constexpr int kTileBlocks = kTile / kBlock;  // 16: the block rows of a tile fill one vector
+// A tile in blocks: with three or four numbers for each pixel it stays in the nearest cache.
+constexpr int kTileColumns = 16, kTileRows = 16, kTileArea = kTileColumns * kTileRows;
 
-/// Items 0..count-1 sorted into buckets, ascending within each. visit(begin, end, put) calls put(bucket, item) for
-/// every place of the items in [begin, end), twice with the same outcome.
+/// Items 0..count-1 sorted into buckets, ascending within each. visit(begin, end, put, again) calls put(bucket, item)
+/// for every place of the items in [begin, end), twice with the same outcome; `again` the second time.
 class Buckets {
  public:
   template <class Visit>
@@ -31,7 +31,7 @@ class Buckets {
       });
     };
     each_part([&](int32_t* own, int64_t begin, int64_t end) {
-      visit(begin, end, [own](int64_t bucket, int64_t) { ++own[bucket]; });
+      visit(begin, end, [own](int64_t bucket, int64_t) { ++own[bucket]; }, false);
     });
     int32_t total = 0;
     for (int64_t b = 0; b < buckets; ++b) {
@@ -45,7 +45,9 @@ class Buckets {
     }
     start_[size_t(buckets)] = total;
     each_part([&](int32_t* own, int64_t begin, int64_t end) {
-      visit(begin, end, [own, this](int64_t bucket, int64_t item) { items_[size_t(own[bucket]++)] = int32_t(item); });
+      visit(
+          begin, end, [own, this](int64_t bucket, int64_t item) { items_[size_t(own[bucket]++)] = int32_t(item); },
+          true);
     });
   }
   const int32_t* begin(int64_t bucket) const { return items_.data() + start_[size_t(bucket)]; }
@@ -60,22 +62,22 @@ class Buckets {
 /// The tiles of an image of given size.
 struct TileGrid {
   TileGrid(int64_t height, int64_t width)
-      : columns(int((width + kTile - 1) / kTile)),
-        rows(int((height + kTile - 1) / kTile)),
-        block_columns(int((width + kBlock - 1) / kBlock)),
-        block_rows(int((height + kBlock - 1) / kBlock)) {}
+      : block_columns(int((width + kBlock - 1) / kBlock)),
+        block_rows(int((height + kBlock - 1) / kBlock)),
+        columns((block_columns + kTileColumns - 1) / kTileColumns),
+        rows((block_rows + kTileRows - 1) / kTileRows) {}
   int64_t tiles() const { return int64_t(columns) * rows; }
-  int columns, rows, block_columns, block_rows;
+  int block_columns, block_rows, columns, rows;
 };
 
 /// A tile in blocks, inclusive.
 struct Tile {
   Tile(int row0, int row1, int column0, int column1) : row0(row0), row1(row1), column0(column0), column1(column1) {}
   Tile(const TileGrid& grid, int64_t t)
-      : row0(int(t / grid.columns) * kTileBlocks),
-        row1(std::min(row0 + kTileBlocks, grid.block_rows) - 1),
-        column0(int(t % grid.columns) * kTileBlocks),
-        column1(std::min(column0 + kTileBlocks, grid.block_columns) - 1) {}
+      : row0(int(t / grid.columns) * kTileRows),
+        row1(std::min(row0 + kTileRows, grid.block_rows) - 1),
+        column0(int(t % grid.columns) * kTileColumns),
+        column1(std::min(column0 + kTileColumns, grid.block_columns) - 1) {}
   int row0, row1, column0, column1;
 };
 
@@ -88,14 +90,18 @@ class TileLists {
       : ellipses_(ellipses),
         grid_(grid),
         images_(images),
-        buckets_(count, images * (grid.tiles() + 1), kWide,
-                 [&](int64_t begin, int64_t end, auto put) { visit(begin, end, offsets, put); }) {}
+        boxes_(size_t(count)),
+        buckets_(count, images * (grid.tiles() + 1), kWide, [&](int64_t begin, int64_t end, auto put, bool again) {
+          if (!again) find_boxes(begin, end);
+          visit(begin, end, offsets, put);
+        }) {}
 
   const TileGrid& grid() const { return grid_; }
 
-  /// f(position of the ellipse) for all that may touch the tile, ascending. f returns false to stop.
-  template <class F>
-  void for_each(int64_t tile, F f) const {
+  /// f(position of the ellipse) for all that may touch the tile, ascending. f returns false to stop. soon(position) is
+  /// called some time before, to fetch what f will read besides the ellipse.
+  template <class F, class Soon>
+  void for_each(int64_t tile, F f, Soon soon) const {
     const int32_t *item = buckets_.begin(tile), *end = buckets_.end(tile);
     const int64_t list = wide_list(tile / grid_.tiles());
     for (const int32_t* wide = buckets_.begin(list); wide < buckets_.end(list); ++wide) {
@@ -104,9 +110,16 @@ class TileLists {
       if (!f(*wide)) return;
     }
     for (; item < end; ++item) {
-      __builtin_prefetch(ellipses_ + item[item + 4 < end ? 4 : 0]);
+      const int32_t next = item[item + kAhead < end ? kAhead : 0];
+      __builtin_prefetch(ellipses_ + next);
+      soon(next);
       if (!f(*item)) return;
     }
+  }
+
+  template <class F>
+  void for_each(int64_t tile, F f) const {
+    for_each(tile, f, [](int32_t) {});
   }
 
   /// How many ellipses for_each may visit in that tile (an upper bound).
@@ -116,19 +129,30 @@ class TileLists {
   }
 
  private:
-  Range columns_of(const Ellipse& e) const { return tile_range(e.x, e.half_width, grid_.columns); }
-  Range rows_of(const Ellipse& e) const { return tile_range(e.y, e.half_height, grid_.rows); }
-  static Range tile_range(float centre, float half, int tiles) {
-    const Range b = block_range(centre, half, 0, tiles * kTileBlocks - 1);
-    return b.first > b.last ? b : Range{b.first / kTileBlocks, b.last / kTileBlocks};
+  static constexpr int kAhead = 8;
+  struct Box {
+    int16_t x0, x1, y0, y1;  // tiles, inclusive; an image has at most 2^20 / 64 along a side
+  };
+  Range columns_of(const Ellipse& e) const { return tile_range(e.x, e.half_width, grid_.columns, kTileColumns); }
+  Range rows_of(const Ellipse& e) const { return tile_range(e.y, e.half_height, grid_.rows, kTileRows); }
+  static Range tile_range(float centre, float half, int tiles, int blocks) {
+    const Range b = block_range(centre, half, 0, tiles * blocks - 1);
+    return b.first > b.last ? b : Range{b.first / blocks, b.last / blocks};
   }
   int64_t wide_list(int64_t image) const { return images_ * grid_.tiles() + image; }
+  void find_boxes(int64_t begin, int64_t end) const {
+    for (int64_t i = begin; i < end; ++i) {
+      const Range x = columns_of(ellipses_[i]), y = rows_of(ellipses_[i]);
+      boxes_[size_t(i)] = {int16_t(x.first), int16_t(x.last), int16_t(y.first), int16_t(y.last)};
+    }
+  }
   template <class Put>
   void visit(int64_t begin, int64_t end, const int64_t* offsets, Put put) const {
     int64_t image = 0;
     for (int64_t i = begin; i < end; ++i) {
       while (offsets && i >= offsets[image + 1]) ++image;
-      const Range x = columns_of(ellipses_[i]), y = rows_of(ellipses_[i]);
+      const Box box = boxes_[size_t(i)];
+      const Range x{box.x0, box.x1}, y{box.y0, box.y1};
       if (x.first > x.last || y.first > y.last) continue;
       if ((x.last - x.first + 1) * (y.last - y.first + 1) > kWide) {
         put(wide_list(image), i);
@@ -142,6 +166,7 @@ class TileLists {
   const Ellipse* ellipses_;
   TileGrid grid_;
   int64_t images_;
+  Scratch<Box> boxes_;
   Buckets buckets_;  // a list of positions for each tile, then one of the wide ellipses of each image
 };
 

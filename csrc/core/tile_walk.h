@@ -13,7 +13,6 @@
 namespace vk {
 namespace {
 
-constexpr int kTileArea = kTileBlocks * kTileBlocks;
 constexpr float kLn2 = 0.693147181f;
 
 /// Memory as it comes.
@@ -33,7 +32,7 @@ struct ImageTile {
   int64_t image;
   int row, column;                   // of tiles
   int row0, row1, column0, column1;  // blocks, inclusive
-  int block(int row, int column) const { return (row - row0) * kTileBlocks + column - column0; }
+  int block(int row, int column) const { return (row - row0) * kTileColumns + column - column0; }
 };
 
 inline ImageTile tile_of(int64_t t, const TileGrid& grid) {
@@ -146,7 +145,7 @@ template <class F>
 inline void each_row(const ImageTile& tile, int64_t height, int64_t width, F f) {
   for (int64_t y = tile.row0 * kBlock; y < std::min<int64_t>(height, (tile.row1 + 1) * kBlock); ++y)
     for (int64_t b = tile.column0; b <= tile.column1; ++b)
-      f(int((y / kBlock - tile.row0) * kTileBlocks + b - tile.column0), int(y % kBlock),
+      f(int((y / kBlock - tile.row0) * kTileColumns + b - tile.column0), int(y % kBlock),
         (tile.image * height + y) * width + b * kBlock, std::min<int64_t>(kBlock, width - b * kBlock));
 }
 

@@ -87,6 +87,18 @@ VK_INLINE V16 load(const float* from) {
   std::memcpy(&v, from, sizeof v);
   return v;
 }
+/// from[0..3] in each of the four rows of a block.
+VK_INLINE V16 spread_rows(const float* from) {
+  V16 v;
+#if defined(__AVX512F__)
+  v.p[0] = (PartF)_mm512_maskz_broadcast_f32x4(0xffff, _mm_loadu_ps(from));
+#elif defined(__AVX2__)
+  VK_EACH_PART v.p[i] = (PartF)_mm256_broadcast_ps(reinterpret_cast<const __m128*>(from));
+#else
+  VK_EACH_PART std::memcpy(&v.p[i], from, sizeof v.p[i]);
+#endif
+  return v;
+}
 VK_INLINE void store(float* to, const V16& v) { std::memcpy(to, &v, sizeof v); }
 VK_INLINE void store(int32_t* to, const I16& v) { std::memcpy(to, &v, sizeof v); }
 
@@ -117,6 +129,21 @@ VK_INLINE bool any_ge(const V16& x, const V16& limit) {
 #endif
 }
 
+/// Bit k: a >= b in lane k.
+VK_INLINE uint32_t lanes_ge(const I16& a, const I16& b) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_epi32_mask((__m512i)a.p[0], (__m512i)b.p[0], _MM_CMPINT_NLT);
+#elif defined(__AVX2__)
+  const auto part = [&](int i) { return uint32_t(_mm256_movemask_ps((__m256)(a.p[i] >= b.p[i]))); };
+  return part(0) | part(1) << 8;
+#else
+  uint32_t bits = 0;
+  for (int k = 0; k < 16; ++k)
+    bits |= uint32_t(a.p[k / kPartLanes][k % kPartLanes] >= b.p[k / kPartLanes][k % kPartLanes]) << k;
+  return bits;
+#endif
+}
+
 VK_INLINE V16 sqrt(V16 a) {
 #if defined(__AVX512F__)
   a.p[0] = (PartF)_mm512_maskz_sqrt_ps(0xffff, (__m512)a.p[0]);
@@ -126,6 +153,18 @@ VK_INLINE V16 sqrt(V16 a) {
   VK_EACH_PART for (int k = 0; k < kPartLanes; ++k) a.p[i][k] = __builtin_sqrtf(a.p[i][k]);
 #endif
   return a;
+}
+
+/// The square root to 1e-6, of numbers of ordinary size above 0.
+VK_INLINE V16 root(V16 a) {
+#if defined(__AVX512F__)
+  V16 r;
+  r.p[0] = (PartF)_mm512_maskz_rsqrt14_ps(0xffff, (__m512)a.p[0]);
+  const V16 s = a * r;
+  return madd(s * V16(0.5f), V16(1.0f) - s * r, s);
+#else
+  return sqrt(a);
+#endif
 }
 
 /// Towards zero.
@@ -156,6 +195,25 @@ VK_INLINE V16 exp2(V16 x) {
   V16 p = poly(x - (shifted - V16(12582912.0f)));
   VK_EACH_PART p.p[i] = (PartF)((PartI)p.p[i] + ((PartI)shifted.p[i] << 23));
   return p;
+#endif
+}
+
+/// 2^x to 2e-7 relative where x >= 0, else 0.
+VK_INLINE V16 exp2_positive(const V16& x) {
+#if defined(__AVX512DQ__)
+  // Whole steps towards -infinity: what is left lies in [0, 1).
+  V16 f;
+  f.p[0] = (PartF)_mm512_maskz_reduce_ps(0xffff, (__m512)x.p[0], _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  V16 p = madd(f, V16(0.00187757667f), V16(0.00898934009f));
+  p = madd(p, f, V16(0.0558263180f));
+  p = madd(p, f, V16(0.240153617f));
+  p = madd(p, f, V16(0.693153073f));
+  p = madd(p, f, V16(0.999999940f));
+  p.p[0] = (PartF)_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask((__m512)x.p[0], _mm512_setzero_ps(), _CMP_GE_OQ),
+                                         (__m512)p.p[0], (__m512)x.p[0]);
+  return p;
+#else
+  return keep_ge(x, V16(0.0f), exp2(x));
 #endif
 }
 

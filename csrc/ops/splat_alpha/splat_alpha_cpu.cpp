@@ -77,8 +77,8 @@ inline bool attenuate(V16& light, const V16& log_weight, const V16& alpha, V16& 
 
 /// Transmittance 1 in the pixels of the image, finished pixels beyond its edges.
 void open_block(int block, const ImageTile& tile, int64_t height, int64_t width, V16& light) {
-  const int64_t y0 = int64_t(tile.row0 + block / kTileBlocks) * kBlock;
-  const int64_t x0 = int64_t(tile.column0 + block % kTileBlocks) * kBlock;
+  const int64_t y0 = int64_t(tile.row0 + block / kTileColumns) * kBlock;
+  const int64_t x0 = int64_t(tile.column0 + block % kTileColumns) * kBlock;
   if (y0 + kBlock <= height && x0 + kBlock <= width) {
     light = V16(1.0f);
     return;
@@ -233,10 +233,10 @@ class Slots {
     }
   };
   Box box_of(const Ellipse& e) const {  // as TileLists has it
-    const Range x = block_range(e.x, e.half_width, 0, columns_ * kTileBlocks - 1);
-    const Range y = block_range(e.y, e.half_height, 0, rows_ * kTileBlocks - 1);
+    const Range x = block_range(e.x, e.half_width, 0, columns_ * kTileColumns - 1);
+    const Range y = block_range(e.y, e.half_height, 0, rows_ * kTileRows - 1);
     if (x.first > x.last || y.first > y.last) return {{1, 0}, {1, 0}};
-    return {{x.first / kTileBlocks, x.last / kTileBlocks}, {y.first / kTileBlocks, y.last / kTileBlocks}};
+    return {{x.first / kTileColumns, x.last / kTileColumns}, {y.first / kTileRows, y.last / kTileRows}};
   }
   void add(float* to, const float* from) const {
     for (int64_t k = 0; k < size_; ++k) to[k] += from[k];
@@ -275,8 +275,8 @@ void gather_tile(const SplatAlphaBackward& a, const Ellipse* ellipses, const Til
     open_block(block, tile, a.height, a.width, here[0]);
     closed[block] = !any_ge(here[0], V16(0.0f));
     open += !closed[block];
-    const int64_t y0 = int64_t(tile.row0 + block / kTileBlocks) * kBlock;
-    const int64_t x0 = int64_t(tile.column0 + block % kTileBlocks) * kBlock;
+    const int64_t y0 = int64_t(tile.row0 + block / kTileColumns) * kBlock;
+    const int64_t x0 = int64_t(tile.column0 + block % kTileColumns) * kBlock;
     const int64_t rows = std::min<int64_t>(kBlock, a.height - y0), n = std::min<int64_t>(kBlock, a.width - x0);
     if (rows < kBlock || n < kBlock) {
       for (int64_t k = 1; k < stride; ++k) here[k] = V16(0.0f);

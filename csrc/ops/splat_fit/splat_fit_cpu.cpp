@@ -100,22 +100,27 @@ class Fit {
   /// Fills gradient_ with (image - target) and returns the mean squared error.
   double render(const uint8_t* target) {
     const TileLists lists(ellipses_.data(), a_.count, nullptr, 1, grid_);
-    const Lanes lanes;
     std::vector<double> partial(size_t(grid_.tiles()), 0.0);
     parallel_each(grid_.tiles(), [&](int64_t t) {
-      alignas(64) static thread_local float frame[kTileBlocks * kTileBlocks * kBlockSize];
+      alignas(64) static thread_local float frame[kTileArea * kBlockSize];
       const Tile tile(grid_, t);
       std::fill(std::begin(frame), std::end(frame), 0.0f);
-      lists.for_each(t, [&](int32_t i) {
-        add_ellipse<3>(ellipses_[size_t(i)], colors_.data() + 3 * i, tile, lanes, frame);
-        return true;
-      });
+      float* const canvas = frame;
+      TilePainter<3> painter;
+      lists.for_each(
+          t,
+          [&](int32_t i) {
+            painter.add(ellipses_[size_t(i)], colors_.data() + 3 * i, tile, canvas);
+            return true;
+          },
+          [&](int32_t i) { __builtin_prefetch(colors_.data() + 3 * i); });
+      painter.flush(canvas);
       double error = 0;
       for (int r = tile.row0; r <= tile.row1; ++r) {
         V16 squares(0.0f);
         for (int b = tile.column0; b <= tile.column1; ++b) {
           const int64_t place = (int64_t(r) * grid_.block_columns + b) * kBlockSize;
-          const float* block = frame + ((r - tile.row0) * kTileBlocks + b - tile.column0) * kBlockSize;
+          const float* block = frame + ((r - tile.row0) * kTileColumns + b - tile.column0) * kBlockSize;
           const V16 inside = edge_mask(r, b);
           for (int ch = 0; ch < 3; ++ch) {
             const V16 value = min(max(load(block + ch * 16), V16(0.0f)), V16(1.0f));
@@ -145,20 +150,17 @@ class Fit {
     const Buckets places = by_place(ellipses_.data(), a_.count, grid_);
     const int32_t* order = places.begin(0);
     const int64_t felt = places.total();
-    const Lanes lanes;
     const double seen = double(a_.first_step + step + 1);
     const float unbias1 = float(1.0 / (1.0 - std::pow(double(a_.beta1), seen)));
     const float unbias2 = float(1.0 / (1.0 - std::pow(double(a_.beta2), seen)));
     constexpr int64_t kChunk = 64;
     parallel_each((felt + kChunk - 1) / kChunk, [&](int64_t chunk) {
-      for (int64_t j = chunk * kChunk; j < std::min(felt, (chunk + 1) * kChunk); ++j) {
-        const Ellipse& e = ellipses_[size_t(order[j])];
+      FootprintGatherer<3> gatherer(3, grid_);
+      const auto done = [&](const Ellipse& e, const float* sums, const float* rgb) {
         const int64_t i = e.index;
-        float rgb[3], g[kA], d_conic[3];
-        const Moments s = gather_ellipse<3>(e, colors_.data() + 3 * i, 3, gradient_.data(), grid_, lanes, nullptr, rgb);
-        mean_gradient(e, s, g);
-        conic_gradient(e, s, d_conic);
-        cholesky_gradient(shapes_.data() + 3 * i, d_conic, g + 2);
+        float g[kA];
+        mean_gradient(e, sums, g);
+        cholesky_gradient(shapes_.data() + 3 * i, sums, g + 2);
         g[5] = rgb[0] + rgb[1] + rgb[2];
         g[6] = rgb[0] - rgb[2];
         g[7] = rgb[1] - rgb[0] - rgb[2];
@@ -179,7 +181,12 @@ class Fit {
           if (k == 2 || k == 4) next = std::max(next, a_.least);
           p = next;
         }
+      };
+      for (int64_t j = chunk * kChunk; j < std::min(felt, (chunk + 1) * kChunk); ++j) {
+        const Ellipse& e = ellipses_[size_t(order[j])];
+        gatherer.add(e, colors_.data() + 3 * e.index, gradient_.data(), done);
       }
+      gatherer.flush(done);
     });
   }
 

@@ -26,55 +26,67 @@ void fill_ellipses(const SplatSum& a, Ellipse* ellipses) {
 template <int C>
 void forward(const SplatSumForward& a, const Ellipse* ellipses, const TileLists& lists, const TileGrid& grid,
              int64_t first) {
-  const Lanes lanes;
   parallel_each(a.images * grid.tiles(), [&](int64_t t) {
-    alignas(64) static thread_local float frame[kTileBlocks * kTileBlocks * 16 * C];
+    alignas(64) static thread_local float frame[kTileArea * 16 * C];
     const int64_t image = t / grid.tiles();
     const Tile tile(grid, t % grid.tiles());
     const float* back =
         a.background ? a.background + (a.background_rows > 1 ? image : 0) * a.channels + first : nullptr;
-    for (int b = 0; b < kTileBlocks * kTileBlocks; ++b)
+    for (int b = 0; b < kTileArea; ++b)
       for (int ch = 0; ch < C; ++ch) store(frame + (b * C + ch) * 16, V16(back ? back[ch] : 0.0f));
-    lists.for_each(t, [&](int32_t i) {
-      const Ellipse& e = ellipses[i];
-      add_ellipse<C>(e, a.colors + int64_t(e.index) * a.channels + first, tile, lanes, frame);
-      return true;
-    });
+    TilePainter<C> painter;
+    float* const canvas = frame;
+    const float* colors = a.colors + first;
+    lists.for_each(
+        t,
+        [&](int32_t i) {
+          painter.add(ellipses[i], colors + i * a.channels, tile, canvas);
+          return true;
+        },
+        [&](int32_t i) { __builtin_prefetch(colors + i * a.channels); });
+    painter.flush(canvas);
     float* pixels = a.image + image * a.height * a.width * a.channels + first;
     for (int64_t r = tile.row0; r <= tile.row1; ++r)
-      from_blocks<C>(frame + (r - tile.row0) * kTileBlocks * C * 16, tile.column0, tile.column1,
+      from_blocks<C>(frame + (r - tile.row0) * kTileColumns * C * 16, tile.column0, tile.column1,
                      std::min<int64_t>(kBlock, a.height - r * kBlock), a.width, a.channels,
                      pixels + r * kBlock * a.width * a.channels);
+    finish_blocks();
   });
 }
 
 template <int C>
 void backward(const SplatSumBackward& a, const Ellipse* ellipses, const float* blocks, const TileGrid& grid) {
   const Buckets places = by_place(ellipses, a.count, grid);
-  const Lanes lanes;
-  constexpr int64_t kChunk = 64;
+  constexpr int64_t kChunk = 64, kAhead = 8;
   const int32_t* order = places.begin(0);
   const int64_t felt = places.total(), image_size = int64_t(grid.block_rows) * grid.block_columns * a.channels * 16;
   parallel_each((felt + kChunk - 1) / kChunk, [&](int64_t k) {
-    const Scratch<V16> sums(size_t(C ? 1 : a.channels));
-    for (int64_t j = k * kChunk; j < std::min(felt, (k + 1) * kChunk); ++j) {
-      const Ellipse& e = ellipses[order[j]];
+    FootprintGatherer<C> gatherer(a.channels, grid);
+    const auto done = [&](const Ellipse& e, const float* sums, const float* grad_color) {
       const int64_t g = e.index;
-      int64_t image = 0;
-      if (a.offsets) image = std::upper_bound(a.offsets, a.offsets + a.images + 1, g) - a.offsets - 1;
-      float* grad_color = a.grad_colors + g * a.channels;
-      const Moments s = gather_ellipse<C>(e, a.colors + g * a.channels, a.channels, blocks + image * image_size, grid,
-                                          lanes, sums.data(), grad_color);
-      for (int64_t ch = 0; ch < a.channels; ++ch) grad_color[ch] *= e.weight;
-      if (a.grad_opacities) a.grad_opacities[g] = s.m[0];
-      mean_gradient(e, s, a.grad_means + 2 * g);
-      float d_conic[3];
-      conic_gradient(e, s, d_conic);
+      std::copy_n(grad_color, a.channels, a.grad_colors + g * a.channels);
+      if (a.grad_opacities) {
+        float s = 0;
+        for (int64_t ch = 0; ch < a.channels; ++ch) s += grad_color[ch] * a.colors[g * a.channels + ch];
+        a.grad_opacities[g] = s / e.weight;
+      }
+      mean_gradient(e, sums, a.grad_means + 2 * g);
       if (a.conic)
-        std::copy_n(d_conic, 3, a.grad_shapes + 3 * g);
+        conic_gradient(e, sums, a.grad_shapes + 3 * g);
       else
-        cholesky_gradient(a.shapes + 3 * g, d_conic, a.grad_shapes + 3 * g);
+        cholesky_gradient(a.shapes + 3 * g, sums, a.grad_shapes + 3 * g);
+    };
+    for (int64_t j = k * kChunk; j < std::min(felt, (k + 1) * kChunk); ++j) {
+      const int64_t next = order[std::min(felt - 1, j + kAhead)];
+      __builtin_prefetch(ellipses + next);
+      __builtin_prefetch(a.colors + next * a.channels);
+      __builtin_prefetch(a.shapes + next * 3);
+      const Ellipse& e = ellipses[order[j]];
+      int64_t image = 0;
+      if (a.offsets) image = std::upper_bound(a.offsets, a.offsets + a.images + 1, int64_t(e.index)) - a.offsets - 1;
+      gatherer.add(e, a.colors + e.index * a.channels, blocks + image * image_size, done);
     }
+    gatherer.flush(done);
   });
 }
 

@@ -139,8 +139,8 @@ void gather(const SplatTopkBackward& a, const Ellipse& e, int64_t image, const d
   const int rows = int((a.height + kBlock - 1) / kBlock), columns = int((a.width + kBlock - 1) / kBlock);
   const Range range = block_range(e.y, e.half_height, 0, rows - 1);
   const V16 faint(kFaint);
-  for (int row0 = range.first; row0 <= range.last; row0 += kTileBlocks) {
-    const ImageTile band{image, 0, 0, row0, std::min(row0 + kTileBlocks - 1, range.last), 0, columns - 1};
+  for (int row0 = range.first; row0 <= range.last; row0 += kTileRows) {
+    const ImageTile band{image, 0, 0, row0, std::min(row0 + kTileRows - 1, range.last), 0, columns - 1};
     each_block(e, k, band, [&](int row, int column, const V16& x, const V16& t, const V16& log_weight) {
       float weights[16], xs[16], ts[16];
       store(weights, keep_ge(log_weight, faint, exp2(log_weight)));
