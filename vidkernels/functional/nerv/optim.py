@@ -13,7 +13,7 @@ from vidkernels.ops.adam_step.many import adam_step_many
 from vidkernels.ops.newton_schulz.muon import muon_step
 from vidkernels.ops.newton_schulz.op import newton_schulz as _newton_schulz
 
-__all__ = ["QUINTIC", "AdamSettings", "multi_tensor_adam", "newton_schulz"]
+__all__ = ["multi_tensor_adam", "newton_schulz"]
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 """Jordan's coefficients: steep at 0, and no longer to exactly 1."""

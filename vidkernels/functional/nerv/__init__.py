@@ -1,0 +1,13 @@
+"""Networks as videos: upsampling convolutions, rates of quantised weights, many-tensor optimiser steps."""
+
+from vidkernels.functional.nerv.optim import multi_tensor_adam, newton_schulz
+from vidkernels.functional.nerv.rate import QuantizedRate, fake_quantize_rate
+from vidkernels.functional.nerv.upsample_conv import upsample_conv
+
+__all__ = [
+    "QuantizedRate",
+    "fake_quantize_rate",
+    "multi_tensor_adam",
+    "newton_schulz",
+    "upsample_conv",
+]
