@@ -149,6 +149,10 @@ class FrameModel(nn.Module):
         Raises:
             ValueError: the narrowest network is already larger.
         """
+        return cls._widest(parameters, height, width, frames, **options)
+
+    @classmethod
+    def _widest(cls, parameters: int, height: int, width: int, frames: int, **options):
         counting = {name: value for name, value in options.items() if name != "generator"}
 
         def count(channels: int) -> int:
