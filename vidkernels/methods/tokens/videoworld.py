@@ -29,8 +29,9 @@ CARD = Card(
     "differences to frame t, by squared error without perceptual and adversarial loss; batch statistics centre and "
     "spread the codes, which learn four times slower than the rest; a small causal transformer instead of a 300M one. "
     "In a small grid world of random walks the codes name the moves in eight of ten initialisations (160 or 240 steps; "
-    "the other two leave 0.2 of 2 bits open and have the largest training losses). Walks to a goal, where the frame "
-    "itself narrows the move down, were not trained on. Whether planning with codes draws better frames is not shown.",
+    "the other two leave 0.2 of 2 bits open). Their training losses were the largest of the ten, but at other lengths "
+    "of training a failure had as small a loss as a success, so the loss is a weak guide. Walks to a goal, where the "
+    "frame itself narrows the move down, were not trained on. No gain by planning with codes is shown.",
 )
 _PARTS = ("frames", "dynamics", "sequence")
 

@@ -1,14 +1,21 @@
 """Networks that are videos."""
 
-from vidkernels.models.nerv.flow_nerv import FlowDecoder, FlowNeRV, neighbours
-from vidkernels.models.nerv.latent_nerv import LatentDecoder, LatentNeRV, latent_strides, latent_widths
+from .fit import FitConfig, decode_video, fit_video, picture_loss
+from .flow_nerv import FlowDecoder, FlowNeRV
+from .hnerv import ConvNeXtEncoder, HNeRV
+from .latent_nerv import LatentDecoder, LatentNeRV
+from .nerv import NeRV
 
 __all__ = [
+    "ConvNeXtEncoder",
+    "FitConfig",
     "FlowDecoder",
     "FlowNeRV",
+    "HNeRV",
     "LatentDecoder",
     "LatentNeRV",
-    "latent_strides",
-    "latent_widths",
-    "neighbours",
+    "NeRV",
+    "decode_video",
+    "fit_video",
+    "picture_loss",
 ]

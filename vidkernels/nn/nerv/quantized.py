@@ -80,7 +80,7 @@ class QuantizedParameter(nn.Module):
     Source:   see `functional.fake_quantize_rate`.
     Example:
         >>> conv = torch.nn.Conv2d(3, 8, 3)
-        >>> quantizer = quantize_parameter(conv, "weight", mode="round")
+        >>> quantizer = vk.nn.quantize_parameter(conv, "weight", mode="round")
         >>> out = conv(torch.zeros(1, 3, 8, 8))
         >>> bool(quantizer.bits() > 0)
         True
@@ -185,9 +185,11 @@ def quantize_parameter(module: nn.Module, name: str = "weight", **options) -> Qu
               options: of `QuantizedParameter`.
     Returns:  its QuantizedParameter.
     Raises:   ValueError: it is quantised already.
+    Backends: torch; a forward pass then runs `functional.fake_quantize_rate`. Deterministic: yes.
+    Source:   see `functional.fake_quantize_rate`.
     Example:
         >>> linear = torch.nn.Linear(4, 2)
-        >>> quantize_parameter(linear, mode="round").mode
+        >>> vk.nn.quantize_parameter(linear, mode="round").mode
         'round'
         >>> sorted(n for n, _ in linear.named_parameters())[-1]
         'parametrizations.weight.original'
@@ -212,9 +214,11 @@ def quantize_weights(
               options: of `QuantizedParameter`.
     Returns:  the QuantizedParameter of each weight by the name that the weight had.
     Raises:   ValueError: a weight is quantised already.
+    Backends: torch; a forward pass then runs `functional.fake_quantize_rate`. Deterministic: yes.
+    Source:   see `functional.fake_quantize_rate`.
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.GELU(), torch.nn.Conv2d(4, 3, 3))
-        >>> list(quantize_weights(model))
+        >>> list(vk.nn.quantize_weights(model))
         ['0.weight', '2.weight']
     """
     layers = [
@@ -226,7 +230,19 @@ def quantize_weights(
 
 
 def quantized_parameters(module: nn.Module) -> Iterator[tuple[str, QuantizedParameter, nn.Parameter]]:
-    """(name, quantiser, parameter behind the grid) of all parameters in a module that are quantised."""
+    """All parameters in a module that are quantised.
+
+    Args:     module: of any depth.
+    Returns:  an iterator over (name, QuantizedParameter, parameter behind the grid).
+    Raises:   nothing; without quantised parameters there is nothing to iterate over.
+    Backends: torch. Deterministic: yes.
+    Source:   see `functional.fake_quantize_rate`.
+    Example:
+        >>> layer = torch.nn.Linear(4, 2)
+        >>> _ = vk.nn.quantize_weights(layer)
+        >>> [(name, behind.shape) for name, _, behind in vk.nn.quantized_parameters(layer)]
+        [('weight', torch.Size([2, 4]))]
+    """
     for name, layer in module.named_modules():
         if parametrize.is_parametrized(layer):
             for key, chain in layer.parametrizations.items():
@@ -238,7 +254,17 @@ def quantized_parameters(module: nn.Module) -> Iterator[tuple[str, QuantizedPara
 def set_quantization(module: nn.Module, mode: str) -> None:
     """Set the mode of all quantised parameters: "float" at first, then "noise", at last "round".
 
+    Args:     module: of any depth; changed in place.
+              mode: "float", "noise" or "round".
     Raises:   ValueError: another mode.
+    Backends: torch. Deterministic: yes.
+    Source:   see `functional.fake_quantize_rate`.
+    Example:
+        >>> layer = torch.nn.Linear(4, 2)
+        >>> quantizers = vk.nn.quantize_weights(layer)
+        >>> vk.nn.set_quantization(layer, "noise")
+        >>> quantizers["weight"].mode
+        'noise'
     """
     for _, quantizer, _ in quantized_parameters(module):
         quantizer.mode = mode
@@ -250,7 +276,17 @@ def fit_spreads(module: nn.Module) -> None:
     Spreads that follow by gradient lag behind weights that the rate makes narrower. Where the rate should be what an
     entropy coder will need, call this when the mode changes and at the end.
 
+    Args:     module: of any depth; changed in place.
     Raises:   ValueError: a parameter has NaN.
+    Backends: torch. Deterministic: yes.
+    Source:   the maximum of the likelihood, see `QuantizedParameter.fit_spread`.
+    Example:
+        >>> layer = torch.nn.Linear(64, 8)
+        >>> _ = vk.nn.quantize_weights(layer, mode="round")
+        >>> before = (layer(torch.ones(1, 64)), vk.nn.rate_bits(layer))[1].item()
+        >>> vk.nn.fit_spreads(layer)
+        >>> (layer(torch.ones(1, 64)), vk.nn.rate_bits(layer))[1].item() <= before
+        True
     """
     for _, quantizer, value in quantized_parameters(module):
         quantizer.fit_spread(value)
@@ -259,12 +295,15 @@ def fit_spreads(module: nn.Module) -> None:
 def rate_bits(module: nn.Module) -> Tensor:
     """Bits of all quantised parameters as the last forward pass computed them: the rate of a rate-distortion loss.
 
+    Args:     module: of any depth.
     Returns:  a scalar with a gradient; 0 where the mode is "float".
     Raises:   ValueError: nothing is quantised.
+    Backends: torch. Deterministic: yes.
+    Source:   see `functional.fake_quantize_rate`.
     Example:
         >>> model = torch.nn.Linear(8, 4)
-        >>> quantizers = quantize_weights(model, mode="noise", generator=torch.Generator().manual_seed(0))
-        >>> loss = model(torch.ones(1, 8)).square().sum() + 1e-3 * rate_bits(model)
+        >>> quantizers = vk.nn.quantize_weights(model, mode="noise", generator=torch.Generator().manual_seed(0))
+        >>> loss = model(torch.ones(1, 8)).square().sum() + 1e-3 * vk.nn.rate_bits(model)
         >>> loss.backward()
         >>> bool(quantizers["weight"].log_step.grad < 0)  # a wider step costs less
         True
@@ -278,12 +317,15 @@ def rate_bits(module: nn.Module) -> Tensor:
 def integer_values(module: nn.Module) -> dict[str, IntegerValues]:
     """The integers of all quantised parameters, for an entropy coder.
 
+    Args:     module: of any depth.
     Returns:  name of the parameter -> IntegerValues. A model in the mode "round" computes with exactly these.
     Raises:   ValueError: a parameter has NaN.
+    Backends: torch. Deterministic: yes.
+    Source:   see `functional.fake_quantize_rate`.
     Example:
         >>> model = torch.nn.Linear(8, 4)
-        >>> _ = quantize_weights(model, mode="round")
-        >>> torch.equal(integer_values(model)["weight"].dequantized(), model.weight)
+        >>> _ = vk.nn.quantize_weights(model, mode="round")
+        >>> torch.equal(vk.nn.integer_values(model)["weight"].dequantized(), model.weight)
         True
     """
     return {name: quantizer.integer_values(value) for name, quantizer, value in quantized_parameters(module)}
