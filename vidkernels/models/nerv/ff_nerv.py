@@ -15,6 +15,7 @@ from vidkernels import _check
 from vidkernels.nn.nerv.block import NeRVBlock
 
 from .frame_model import FrameModel, initialise, to_picture
+from .warp import warped
 
 __all__ = ["FFNeRV"]
 
@@ -175,9 +176,9 @@ class FFNeRV(FrameModel):
         count = len(self.neighbours)
         flow = flows[:, : 2 * count].reshape(-1, 2, *flows.shape[2:])
         flow = F.interpolate(flow, scale_factor=self.flow_scale, mode="bilinear") * self.flow_scale
-        warped = _warped(around.flatten(0, 1), flow).unflatten(0, (-1, count))
+        moved = warped(around.flatten(0, 1), flow).unflatten(0, (-1, count))
         share = F.interpolate(flows[:, 2 * count :], scale_factor=self.flow_scale).softmax(1)
-        aggregated = (warped * share.unsqueeze(2)).sum(1)
+        aggregated = (moved * share.unsqueeze(2)).sum(1)
         keep = weights.softmax(1)
         return self.crop(keep[:, :1] * own + keep[:, 1:] * aggregated), self.crop(aggregated)
 
@@ -199,15 +200,6 @@ class FFNeRV(FrameModel):
         known = self._seen | dict(zip(new, fresh))
         black = torch.zeros(3, *(n * self.scale for n in self.grid), device=numbers.device)
         return torch.stack([torch.stack([known.get(n, black).float() for n in row]) for row in wanted])
-
-
-def _warped(pictures: Tensor, flow: Tensor) -> Tensor:
-    """[B, 3, H, W]: at each pixel what `pictures` hold `flow` [B, 2, H, W] pixels (x, y) away, the border repeated."""
-    height, width = pictures.shape[-2:]
-    y = torch.arange(height, device=flow.device).view(-1, 1) + flow[:, 1] + 0.5
-    x = torch.arange(width, device=flow.device) + flow[:, 0] + 0.5
-    place = torch.stack([x * (2 / width) - 1, y * (2 / height) - 1], -1)
-    return F.grid_sample(pictures, place, align_corners=False, padding_mode="border")
 
 
 def _three(size: tuple[int, int]) -> tuple[int, ...]:

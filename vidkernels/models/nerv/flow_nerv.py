@@ -13,6 +13,7 @@ from vidkernels import _check
 from vidkernels.functional.nerv.upsample_conv import upsample_conv
 
 from .latent_nerv import LatentDecoder, latent_strides, latent_widths
+from .warp import warped
 
 __all__ = ["FlowDecoder", "FlowNeRV", "neighbours"]
 
@@ -24,16 +25,6 @@ def neighbours(times: Tensor, keys: Sequence[int]) -> tuple[Tensor, Tensor]:
     at = torch.as_tensor(keys, dtype=times.dtype, device=times.device)
     after = torch.searchsorted(at, times.contiguous(), right=True).clamp(min(1, len(keys) - 1), len(keys) - 1)
     return (after - 1).clamp(min=0), after
-
-
-def _warped(pictures: Tensor, flow: Tensor) -> Tensor:
-    """[B, 3, H, W]: at each pixel what `pictures` hold `flow` [B, 2, H, W] pixels (x, y) away, the border repeated."""
-    height, width = pictures.shape[-2:]
-    y, x = torch.meshgrid(
-        torch.arange(height, device=flow.device), torch.arange(width, device=flow.device), indexing="ij"
-    )
-    place = torch.stack([(x + flow[:, 0] + 0.5) * (2 / width) - 1, (y + flow[:, 1] + 0.5) * (2 / height) - 1], -1)
-    return F.grid_sample(pictures, place, align_corners=False, padding_mode="border")
 
 
 class FlowDecoder(nn.Module):
@@ -84,7 +75,7 @@ class FlowDecoder(nn.Module):
         flow = upsample_conv(x, self.flow.weight, self.flow.bias, 1, "none").float()
         flow = F.interpolate(flow, scale_factor=s, mode="bilinear", align_corners=False)[:, :, :height, :width]
         with torch.autocast(x.device.type, enabled=False):
-            seen = [_warped(key.float(), part) for key, part in ((before, flow[:, :2]), (after, flow[:, 2:]))]
+            seen = [warped(key.float(), part) for key, part in ((before, flow[:, :2]), (after, flow[:, 2:]))]
         full = torch.cat(seen, 1) - 0.5
         full = F.pad(full, (0, s * x.shape[3] - width, 0, s * x.shape[2] - height))
         x = torch.cat([x, F.pixel_unshuffle(full, s).to(x.dtype)], 1).contiguous(memory_format=torch.channels_last)

@@ -10,13 +10,14 @@ import torch
 
 from vidkernels import _check
 from vidkernels.functional.nerv.optim import QUINTIC, multi_tensor_adam, multi_tensor_muon
+from vidkernels.nn._adam import AdamArguments
 
 __all__ = ["MultiTensorAdam", "Muon"]
 
 _ADJUST = (None, "original", "match_rms_adamw")
 
 
-class MultiTensorAdam(torch.optim.Optimizer):
+class MultiTensorAdam(AdamArguments):
     """Adam or AdamW with one native call for a step of all parameters of all groups.
 
     A drop-in for torch.optim.Adam and AdamW: the same state (`step`, `exp_avg`, `exp_avg_sq`), and state dicts that
@@ -40,36 +41,8 @@ class MultiTensorAdam(torch.optim.Optimizer):
         True
     """
 
-    def __init__(
-        self,
-        params: Iterable,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        *,
-        decoupled_weight_decay: bool = False,
-    ):
-        if lr < 0 or eps < 0 or weight_decay < 0 or not all(0 <= b < 1 for b in betas):
-            _check.fail(
-                "MultiTensorAdam", "expected lr, eps and weight_decay of 0 or more, and betas in [0, 1).",
-                lr=lr, betas=betas, eps=eps, weight_decay=weight_decay,
-            )  # fmt: skip
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "decoupled_weight_decay": decoupled_weight_decay,
-        }
-        super().__init__(params, defaults)
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        for group in self.param_groups:
-            group.setdefault("decoupled_weight_decay", False)
-            if group.get("amsgrad") or group.get("maximize"):
-                _check.fail("MultiTensorAdam", "the state is that of an Adam with amsgrad or maximize.")
         for values in self.state.values():  # torch keeps a tensor; a number is quicker
             values["step"] = int(values["step"])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from vidkernels import _check
 from vidkernels.functional.splatting.adam import adam_step
+from vidkernels.nn._adam import AdamArguments
 
 __all__ = ["GaussianAdam"]
 
 
-class GaussianAdam(torch.optim.Optimizer):
+class GaussianAdam(AdamArguments):
     """Adam or AdamW in one pass over each parameter, for the rows that a picture shows or for all.
 
     A drop-in for torch.optim.Adam in Gaussian splatting code: a group and a learning rate for each attribute, the same
@@ -37,37 +38,6 @@ class GaussianAdam(torch.optim.Optimizer):
         >>> means[:, 0].tolist() == [torch.tensor(-0.1).item(), 0.0]
         True
     """
-
-    def __init__(
-        self,
-        params: Iterable,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        *,
-        decoupled_weight_decay: bool = False,
-    ):
-        if lr < 0 or eps < 0 or weight_decay < 0 or not all(0 <= b < 1 for b in betas):
-            _check.fail(
-                "GaussianAdam", "expected lr, eps and weight_decay of 0 or more, and betas in [0, 1).",
-                lr=lr, betas=betas, eps=eps, weight_decay=weight_decay,
-            )  # fmt: skip
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "decoupled_weight_decay": decoupled_weight_decay,
-        }
-        super().__init__(params, defaults)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        for group in self.param_groups:
-            group.setdefault("decoupled_weight_decay", False)
-            if group.get("amsgrad") or group.get("maximize"):
-                _check.fail("GaussianAdam", "the state is that of an Adam with amsgrad or maximize.")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, visibility: Tensor | None = None) -> Any:
