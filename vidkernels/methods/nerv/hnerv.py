@@ -29,7 +29,7 @@ CARD = Card(
     fidelity="simplified",
     differs="pictures whose size the strides do not divide are cut from larger ones; entropy coding is left out. Small "
     "fits only: 24 frames of 80 x 160 in 100 000 parameters, 600 steps of 2 frames at rate 1e-3, three seeds. There it "
-    "is 2.6 to 4.0 dB above the paper's baseline, NeRV without a hidden layer. One with a hidden layer of 128 is 0.8 to "
+    "is 2.6 to 4.0 dB above the paper's baseline, NeRV without a hidden layer. One with a layer of 128 is 0.8 to "
     "1.0 dB below (0.1 to 0.7 at rate 2e-3; either is 0.5 to 0.7 below after 2400 steps on 132 frames). A step of NeRV "
     "takes a quarter of the time, so at equal time NeRV is ahead (33.4 against 28.4 dB, one seed): that part of the "
     "claim does not hold here. Balanced parameters are ahead of decaying ones by 1.4 and 3.6 dB over four stages (600 "
