@@ -17,7 +17,7 @@ def careful(scores, count):
         magnitude = scores.abs()
         return magnitude >= magnitude.kthvalue(magnitude.numel() - count + 1).values
 
-    return run if 0 < count else None
+    return run if count > 0 else None
 
 
 def same(outputs, expected, args) -> str | None:

@@ -30,7 +30,7 @@ def _strided(g, dtype):
 def _extreme(g, dtype):
     info, nan, inf = torch.finfo(dtype), float("nan"), float("inf")
     some = [0.0, -0.0, info.tiny, -info.tiny, info.smallest_normal / 2, 1.0, -1.0, info.max, -info.max, inf, -inf, nan]
-    return torch.tensor(some + [-nan, *some[::-1]]).to(dtype), 11
+    return torch.tensor([*some, -nan, *some[::-1]]).to(dtype), 11
 
 
 def _narrow(g, dtype):
