@@ -27,7 +27,7 @@ struct TemporalGrid {
   bool concat;
   Element element;
 
-  int64_t width() const { return concat ? levels * channels : channels; }
+  VK_HD int64_t width() const { return concat ? levels * channels : channels; }
   int64_t total() const {
     int64_t n = 0;
     for (int64_t l = 0; l < levels; ++l) n += lengths[l];
