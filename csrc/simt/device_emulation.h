@@ -234,6 +234,7 @@ __forceinline__ float __uint_as_float(uint32_t x) { return ::vk::bit_cast<float>
 __forceinline__ int __float_as_int(float x) { return ::vk::bit_cast<int>(x); }
 __forceinline__ uint32_t __float_as_uint(float x) { return ::vk::bit_cast<uint32_t>(x); }
 __forceinline__ int __float2int_rn(float x) { return int(std::nearbyint(x)); }
+__forceinline__ long long __float2ll_rn(float x) { return static_cast<long long>(std::nearbyint(x)); }
 __forceinline__ int __float2int_rz(float x) { return int(x); }
 __forceinline__ int __float2int_rd(float x) { return int(std::floor(x)); }
 __forceinline__ int __float2int_ru(float x) { return int(std::ceil(x)); }
