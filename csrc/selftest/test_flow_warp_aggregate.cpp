@@ -78,6 +78,10 @@ void check(int64_t batch, int64_t neighbours, int64_t channels, int64_t h, int64
   VK_EXPECT(selftest::relative_error(grad_features, to_features) <= selftest::rounding<T>());
   VK_EXPECT(selftest::relative_error(grad_flows, to_flows) <= 4e-6);
   VK_EXPECT(selftest::relative_error(grad_logits, to_logits) <= 4e-6);
+  const auto flows_before = grad_flows, logits_before = grad_logits;
+  back.grad_features = nullptr;
+  VK_CPU_CALL(flow_warp_aggregate_backward, back);
+  VK_EXPECT(grad_flows == flows_before && grad_logits == logits_before);
 }
 
 template <class T>

@@ -96,6 +96,22 @@ def test_no_gradient_gives_none(backend, generator):
     assert not any(bool(a.grad.any()) for a in args)
 
 
+def test_constant_features_change_no_other_gradient(backend, generator):
+    features, flows, logits = inputs(generator)
+    up = torch.randn(2, 5, 9, 14, generator=generator)
+    found = []
+    for wanted in (True, False):
+        leaves = (
+            features.clone().requires_grad_(wanted),
+            flows.clone().requires_grad_(),
+            logits.clone().requires_grad_(),
+        )
+        flow_warp_aggregate(*leaves, backend=backend).backward(up)
+        assert (leaves[0].grad is not None) == wanted
+        found.append([leaf.grad for leaf in leaves[1:]])
+    assert all(torch.equal(a, b) for a, b in zip(*found))
+
+
 def test_flows_without_end_stay_inside(backend):
     features = torch.arange(9.0).view(1, 1, 1, 3, 3)
     for value, expected in ((math.inf, 8.0), (-math.inf, 0.0), (math.nan, 0.0), (3e38, 8.0), (-3e38, 0.0)):

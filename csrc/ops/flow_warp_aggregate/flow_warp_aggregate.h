@@ -29,11 +29,11 @@ struct FlowWarp {
 struct FlowWarpBackward {
   FlowWarp in;               // `out` unused
   const void* grad;          // [B, H, W, C]
-  void* grad_features;       // [B, K, H, W, C]
+  void* grad_features;       // [B, K, H, W, C], or null: not asked for
   float* grad_flows;         // [B, K, 2, H, W]
   float* grad_logits;        // [B, K, H, W]
-  unsigned long long* sums;  // GPU: [B, K, H, W, C]
-  uint32_t* magnitudes;      // GPU: [2, B]: the largest gradient, and whether a term was not finite
+  unsigned long long* sums;  // GPU, for grad_features: [B, K, H, W, C]
+  uint32_t* magnitudes;      // and [2, B]: the largest gradient, and whether a term was not finite
 };
 
 /// Where along one axis: cells low and high, the share of high, and whether moving further would change anything.

@@ -48,18 +48,20 @@ FlowWarpBackward backward_args(int device, const Tensor& grad, const Tensor& fea
                      {"magnitudes", &magnitudes}});
   FlowWarpBackward a{inputs(check, features, flows, logits, grad),
                      grad.data(),
-                     by_features.data(),
+                     by_features.defined() ? by_features.data() : nullptr,
                      by_flows.ptr<float>(),
                      by_logits.ptr<float>(),
                      nullptr,
                      nullptr};
   const FlowWarp& in = a.in;
-  check.shape(by_features, {in.batch, in.neighbours, in.height, in.width, in.channels});
-  check.dtype(by_features, {features.dtype()});
   check.shape(by_flows, {in.batch, in.neighbours, 2, in.height, in.width});
   check.shape(by_logits, {in.batch, in.neighbours, in.height, in.width});
   for (const Tensor* t : {&by_flows, &by_logits}) check.dtype(*t, {Dtype::f32});
-  for (const Tensor* t : {&by_features, &by_flows, &by_logits}) check.output(*t);
+  for (const Tensor* t : {&by_flows, &by_logits}) check.output(*t);
+  if (!by_features.defined()) return a;
+  check.shape(by_features, {in.batch, in.neighbours, in.height, in.width, in.channels});
+  check.dtype(by_features, {features.dtype()});
+  check.output(by_features);
   if (sums.defined() && magnitudes.defined()) {
     check.shape(sums, {in.batch, in.neighbours, in.height, in.width, in.channels});
     check.dtype(sums, {Dtype::i64});
@@ -104,8 +106,9 @@ void backward_cuda(const Tensor& grad, const Tensor& features, const Tensor& flo
                    const Tensor& magnitudes) {
   const FlowWarpBackward a =
       backward_args(kGpuDevice, grad, features, flows, logits, by_features, by_flows, by_logits, sums, magnitudes);
-  if (!sums.defined() || !magnitudes.defined())
-    throw py::value_error("flow_warp_aggregate_backward: the CUDA kernel needs `sums` and `magnitudes`.");
+  if (by_features.defined() && !(sums.defined() && magnitudes.defined()))
+    throw py::value_error(
+        "flow_warp_aggregate_backward: the CUDA kernel needs `sums` and `magnitudes` for `by_features`.");
   GpuLaunch launch("flow_warp_aggregate_backward", {{"grad", &grad, Buffer::in},
                                                     {"features", &features, Buffer::in},
                                                     {"flows", &flows, Buffer::in},

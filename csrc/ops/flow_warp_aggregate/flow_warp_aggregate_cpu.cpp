@@ -216,7 +216,7 @@ void back_to_flows(const FlowWarpBackward& b, float* shares) {
         float* flow = b.grad_flows + plane + (image * n + k) * a.pixels();
         flow[0] = t.x.inside ? p[k][i] * by_x : 0.0f;
         flow[a.pixels()] = t.y.inside ? p[k][i] * by_y : 0.0f;
-        shares[plane] = p[k][i];
+        if (shares != nullptr) shares[plane] = p[k][i];
       }
       // Differences of values, not from their mean: where one neighbour is all, its own drops out exactly.
       for (int k = 0; k < n; ++k) {
@@ -263,6 +263,7 @@ template <class T>
 void backward(const FlowWarpBackward& b) {
   const FlowWarp& a = b.in;
   const int64_t planes = a.batch * a.neighbours, row = a.width * a.channels;
+  if (b.grad_features == nullptr) return back_to_flows<T>(b, nullptr);
   Scratch<float> shares(size_t(planes * a.pixels()));
   back_to_flows<T>(b, shares.data());
   const int64_t bands = std::min(a.height, (max_threads() + planes - 1) / planes);

@@ -129,7 +129,8 @@ __global__ void __launch_bounds__(kThreads) flow_warp_backward_kernel(FlowWarpBa
   const T *features = static_cast<const T*>(a.features),
           *grad = static_cast<const T*>(b.grad) + (s.image * a.pixels() + s.pixel) * a.channels;
   const Softmax p = softmax_of(a, s);
-  const int unit = unit_of(b, s.image);
+  const bool with_features = b.grad_features != nullptr;
+  const int unit = with_features ? unit_of(b, s.image) : 0;
   float value[kOwn] = {}, share[kOwn] = {};  // of neighbours lane, lane + 8
   bool finite = true;
   for (int64_t k = 0; k < a.neighbours; ++k) {
@@ -141,6 +142,7 @@ __global__ void __launch_bounds__(kThreads) flow_warp_backward_kernel(FlowWarpBa
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         dot[j] += g * to_float(features[t.at[j] + c]);
+        if (!with_features) continue;
         const float given = mine * t.weight[j] * g;
         if (!(fabsf(given) < INFINITY))
           finite = false;
@@ -207,9 +209,10 @@ void launch_forward(const FlowWarp& a, vk_stream_t stream) {
 template <class T>
 void launch_backward(const FlowWarpBackward& b, vk_stream_t stream) {
   const FlowWarp& a = b.in;
-  const int64_t pixels = a.batch * a.pixels(), count = pixels * a.neighbours * a.channels;
+  const int64_t pixels = a.batch * a.pixels();
+  const int64_t count = b.grad_features == nullptr ? 0 : pixels * a.neighbours * a.channels;
   if (pixels == 0) return;
-  memset_async(b.magnitudes, 0, size_t(2 * a.batch) * sizeof(uint32_t), stream);
+  if (b.grad_features != nullptr) memset_async(b.magnitudes, 0, size_t(2 * a.batch) * sizeof(uint32_t), stream);
   if (count > 0) {
     memset_async(b.sums, 0, size_t(count) * sizeof(*b.sums), stream);
     const unsigned blocks = std::min(blocks_of(a.pixels() * a.channels, 8 * kThreads), 256u);

@@ -37,12 +37,12 @@ def _endless(g, dtype):
     return features, flows, logits
 
 
-def _upstream(make):
+def _upstream(make, with_features: bool = True):
     def args(g, dtype):
         features, flows, logits = make(g, dtype)
         batch, _, channels, height, width = features.shape
         grad = torch.randn(batch, height, width, channels, generator=g).to(dtype).permute(0, 3, 1, 2)
-        return grad, features, flows, logits
+        return grad, features, flows, logits, with_features
 
     return args
 
@@ -52,9 +52,9 @@ def _bytes(features, flows, logits):
     return whole + 4 * flows.numel() + 4 * logits.numel(), whole // max(1, features.shape[1])
 
 
-def _bytes_backward(grad, features, flows, logits):
+def _bytes_backward(grad, features, flows, logits, with_features):
     read, written = _bytes(features, flows, logits)
-    return read + written, read
+    return read + written, read if with_features else 4 * flows.numel() + 4 * logits.numel()
 
 
 _INPUTS = {
@@ -81,6 +81,10 @@ CASES = {
         Case("extreme_endless", _endless, dtypes=(torch.float32, torch.bfloat16), rtol=ROUNDING),
     ],
     "flow_warp_aggregate_backward": [
-        Case(name, _upstream(args), rtol=ROUNDING, bytes=_bytes_backward) for name, args in _INPUTS.items()
+        *(Case(name, _upstream(args), rtol=ROUNDING, bytes=_bytes_backward) for name, args in _INPUTS.items()),
+        *(
+            Case(f"{name}_constant", _upstream(_INPUTS[name], False), rtol=ROUNDING, bytes=_bytes_backward)
+            for name in ("tiny", "odd", "empty", "real_frames")
+        ),
     ],
 }

@@ -14,7 +14,7 @@ def flow_warp_aggregate(features: torch.Tensor, flows: torch.Tensor, logits: tor
 
 
 def flow_warp_aggregate_backward(
-    grad: torch.Tensor, features: torch.Tensor, flows: torch.Tensor, logits: torch.Tensor
+    grad: torch.Tensor, features: torch.Tensor, flows: torch.Tensor, logits: torch.Tensor, with_features: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     taps, weights, index, (x, y) = _taps(features, flows)
     p, g = _shares(logits, taps.dtype), grad.to(taps.dtype)
@@ -24,14 +24,20 @@ def flow_warp_aggregate_backward(
     a, b, c, d = dots.unbind(2)
     by_x = torch.where(x[2], (1 - y[1]) * (b - a) + y[1] * (d - c), 0)
     by_y = torch.where(y[2], (1 - x[1]) * (c - a) + x[1] * (d - b), 0)
+    by_flows = (p[:, :, None] * torch.stack([by_x, by_y], 2)).to(flows.dtype)
+    if not with_features:
+        return _channels_last(features.new_empty(0, *features.shape[1:])), by_flows, by_logits.to(logits.dtype)
     parts = p[:, :, None, None] * weights[:, :, :, None] * g[:, None, None]  # [B, K, 4, C, H, W]
     total = torch.zeros_like(features, dtype=taps.dtype).flatten(3)
     for t in range(4):
         place = index[:, :, t, None].expand(parts[:, :, t].shape).flatten(3)
         total.scatter_add_(3, place, parts[:, :, t].flatten(3))
-    by_features = total.view(features.shape).to(features.dtype)
-    by_features = by_features.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
-    return by_features, (p[:, :, None] * torch.stack([by_x, by_y], 2)).to(flows.dtype), by_logits.to(logits.dtype)
+    by_features = _channels_last(total.view(features.shape).to(features.dtype))
+    return by_features, by_flows, by_logits.to(logits.dtype)
+
+
+def _channels_last(x: torch.Tensor) -> torch.Tensor:
+    return x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
 
 
 def _shares(logits: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
