@@ -12,10 +12,11 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from vidkernels import _check
+from vidkernels.functional.nerv.grids import temporal_grid
+from vidkernels.functional.nerv.warp import flow_warp_aggregate
 from vidkernels.nn.nerv.block import NeRVBlock
 
 from .frame_model import FrameModel, initialise, to_picture
-from .warp import warped
 
 __all__ = ["FFNeRV"]
 
@@ -118,6 +119,7 @@ class FFNeRV(FrameModel):
         initialise(self, generator)
         for grid in self.grids:
             nn.init.xavier_uniform_(grid, generator=generator)
+            grid.data = grid.data.contiguous(memory_format=torch.channels_last)  # as temporal_grid reads it
         if bits is not None:
             self._bound(bits)
         self._seen: dict[int, Tensor] = {}  # own pictures of earlier steps of a fit
@@ -166,19 +168,15 @@ class FFNeRV(FrameModel):
     def _at(self, grid: Tensor, t: Tensor) -> Tensor:
         """The grid between its entries, linearly; entry i belongs to time i / entries."""
         values = self.bounded(grid) if hasattr(self, "bounded") else grid
-        place = (t * len(grid)).clamp(0, len(grid) - 1)
-        left = (place + 1e-9).floor().long()  # times are quotients: 3 / 7 * 7 may be just below 3
-        right = (left + 1).clamp(max=len(grid) - 1)
-        return torch.lerp(values[left], values[right], (place - left).to(grid.dtype).view(-1, 1, 1, 1))
+        return temporal_grid(values, t * (len(grid) / max(1, len(grid) - 1)))
 
     def _blended(self, own: Tensor, flows: Tensor, weights: Tensor, around: Tensor) -> tuple[Tensor, Tensor]:
         """Frame and aggregated picture; `around` [B, K, 3, H, W] are the neighbours."""
         count = len(self.neighbours)
         flow = flows[:, : 2 * count].reshape(-1, 2, *flows.shape[2:])
         flow = F.interpolate(flow, scale_factor=self.flow_scale, mode="bilinear") * self.flow_scale
-        moved = warped(around.flatten(0, 1), flow).unflatten(0, (-1, count))
-        share = F.interpolate(flows[:, 2 * count :], scale_factor=self.flow_scale).softmax(1)
-        aggregated = (moved * share.unsqueeze(2)).sum(1)
+        scores = F.interpolate(flows[:, 2 * count :], scale_factor=self.flow_scale)
+        aggregated = flow_warp_aggregate(around, flow.unflatten(0, (-1, count)), scores)
         keep = weights.softmax(1)
         return self.crop(keep[:, :1] * own + keep[:, 1:] * aggregated), self.crop(aggregated)
 
@@ -199,7 +197,8 @@ class FFNeRV(FrameModel):
         fresh = self._independent(self.times(torch.tensor(new, device=numbers.device)))[0] if new else ()
         known = self._seen | dict(zip(new, fresh))
         black = torch.zeros(3, *(n * self.scale for n in self.grid), device=numbers.device)
-        return torch.stack([torch.stack([known.get(n, black).float() for n in row]) for row in wanted])
+        rows = [torch.stack([known.get(n, black).float().permute(1, 2, 0) for n in row]) for row in wanted]
+        return torch.stack(rows).permute(0, 1, 4, 2, 3)  # colours beside each other, as they will be read
 
 
 def _three(size: tuple[int, int]) -> tuple[int, ...]:

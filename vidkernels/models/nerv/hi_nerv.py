@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidkernels import _check
+from vidkernels.functional.nerv.grids import temporal_grid
 
 from .frame_model import FrameModel, initialise
 
@@ -23,11 +24,8 @@ def _normed(x: Tensor) -> Tensor:
 
 
 def _at(grid: Tensor, t: Tensor) -> Tensor:
-    """Entries [S, ...] of a grid at times t [B], linearly; entry i is the middle of the i-th part of the video."""
-    place = (t * len(grid) - 0.5).clamp(0, len(grid) - 1)
-    left = place.floor().long()
-    right = (left + 1).clamp(max=len(grid) - 1)
-    return torch.lerp(grid[left], grid[right], (place - left).to(grid.dtype).view(-1, *([1] * (grid.dim() - 1))))
+    """A grid [N, C, h, w] at times t [B], linearly; entry i is the middle of the i-th part of the video."""
+    return temporal_grid(grid, (t * len(grid) - 0.5) / max(1, len(grid) - 1))
 
 
 class _LocalGrid(nn.Module):
@@ -42,7 +40,7 @@ class _LocalGrid(nn.Module):
         self.mix = nn.Linear(7 * channels, width)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        cell = self.mix(torch.cat([_at(grid, t) for grid in self.grids], -1))
+        cell = self.mix(torch.cat([_at(grid.permute(0, 3, 1, 2), t) for grid in self.grids], 1).permute(0, 2, 3, 1))
         cells = x.unflatten(1, (-1, self.stride)).unflatten(3, (-1, self.stride))
         return (cells + cell[:, None, :, None]).flatten(3, 4).flatten(1, 2)
 
