@@ -33,6 +33,20 @@ def test_photometric_loss_against_a_published_ssim():
     )
 
 
+@pytest.mark.parametrize("size", [(1, 1, 1), (3, 40, 3), (11, 11, 2), (37, 41, 3)])
+def test_photometric_loss_of_any_size_in_float32(size):
+    """Windows hang over the border on all sides; smooth pictures, where variances are small differences."""
+    y, x = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
+    frame = (128 + 100 * torch.sin(0.1 * x + 0.07 * y)).to(torch.uint8).unsqueeze(2).expand(size).contiguous()
+    image = (0.9 * (frame / 255) + 0.03).requires_grad_()
+    wide = image.detach().double().requires_grad_()
+    loss, exact = vkf.photometric_loss(image, frame), vkf.photometric_loss(wide, frame)
+    assert loss.item() == pytest.approx(exact.item(), rel=5e-6)
+    loss.backward()
+    exact.backward()
+    assert float((image.grad - wide.grad).norm()) <= 1e-5 * float(wide.grad.norm())
+
+
 def test_photometric_gradient():
     frame = torch.randint(0, 256, (4, 5, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     image = torch.rand(4, 5, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
