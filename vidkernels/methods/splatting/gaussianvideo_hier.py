@@ -180,7 +180,7 @@ class GaussianVideoHier(nn.Module):
         groups = [{"params": [value], "lr": config.learning_rates[n]} for n, value in self.scene.gaussians.items()]
         if config.camera:
             groups.append({"params": list(self.scene.camera.parameters()), "lr": config.learning_rates["camera"]})
-        optimizer = torch.optim.Adam(groups, eps=1e-15)
+        optimizer = vknn.MultiTensorAdam(groups, eps=1e-15)
         # Coarse stages have far to go; only the last one settles.
         decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, config.final_rate ** (1 / config.stages[-1].steps))
         losses: list[float] = []

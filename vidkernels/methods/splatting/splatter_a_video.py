@@ -220,7 +220,7 @@ class SplatterAVideo(nn.Module):
             generator=generator,
         )  # fmt: skip
         rows = self.scene.gaussians
-        optimizer = torch.optim.Adam(
+        optimizer = vknn.MultiTensorAdam(
             [{"params": [value], "lr": config.learning_rates[name]} for name, value in rows.items()],
             # A gradient is about as large as the part of the picture that a Gaussian shows in. With a tiny epsilon
             # the hidden ones would take full steps, too, and drift until they turn up elsewhere.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vidkernels import _check
 from vidkernels.functional.splatting.frame_loss import frame_loss
+from vidkernels.nn.nerv.optim import MultiTensorAdam
 
 from .frame_model import FrameModel
 
@@ -86,7 +87,7 @@ def fit_video(
     device = next(model.parameters()).device
     known = torch.arange(model.frames) if numbers is None else torch.as_tensor(numbers, dtype=torch.int64)
     batch = min(config.batch_size, len(known))
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, betas=config.betas, fused=True)
+    optimizer = MultiTensorAdam(model.parameters(), lr=config.learning_rate, betas=config.betas)
     model.train()
     order, losses = known[:0], []
     for step in range(config.steps):
