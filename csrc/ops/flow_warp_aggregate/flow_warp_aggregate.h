@@ -48,10 +48,9 @@ VK_HD FlowTap flow_tap(int32_t at, float flow, int32_t n) {
   constexpr float kFar = 1073741824.0f;  // 2^30: beyond any picture, and `at` may still be added
   flow = flow > -kFar ? (flow < kFar ? flow : kFar) : -kFar;
   const float down = floorf(flow);
-  const int32_t low = at + int32_t(down);
-  if (low < 0) return {0, 0, 0.0f, false};
-  if (low >= n - 1) return {n - 1, n - 1, 0.0f, false};
-  return {low, low + 1, flow - down, true};
+  const int32_t there = at + int32_t(down), low = there < 0 ? 0 : there < n ? there : n - 1;
+  const bool inside = there >= 0 && there < n - 1;
+  return {low, low + int32_t(inside), inside ? flow - down : 0.0f, inside};
 }
 
 VK_CPU_KERNEL(flow_warp_aggregate, (const FlowWarp& a))

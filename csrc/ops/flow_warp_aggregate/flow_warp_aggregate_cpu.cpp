@@ -119,8 +119,48 @@ VK_INLINE Taps taps_of(const FlowWarp& a, const float* flow, int64_t y, int64_t 
   return t;
 }
 
-VK_INLINE const float* flow_of(const FlowWarp& a, int64_t image, int64_t k, int64_t pixel) {
-  return a.flows + (image * a.neighbours + k) * 2 * a.pixels() + pixel;
+/// The taps of a tile's pixels in one neighbour.
+struct TileTaps {
+  struct Axis {
+    int32_t low[kTile], high[kTile];
+    float share[kTile], inside[kTile];  // inside: 1 or 0
+  } x, y;
+  float weight[4][kTile];
+
+  VK_INLINE void places(const FlowWarp& a, int i, int64_t* at) const {
+    const int64_t top = y.low[i] * a.width, bottom = y.high[i] * a.width;
+    at[0] = (top + x.low[i]) * a.channels;
+    at[1] = (top + x.high[i]) * a.channels;
+    at[2] = (bottom + x.low[i]) * a.channels;
+    at[3] = (bottom + x.high[i]) * a.channels;
+  }
+};
+
+VK_INLINE void taps_along(const float* flow, int count, int32_t first, int32_t step, int32_t n, TileTaps::Axis& out) {
+  float lanes[kTile] = {};
+  std::memcpy(lanes, flow, size_t(count) * sizeof(float));
+#pragma omp simd
+  for (int i = 0; i < kTile; ++i) {
+    const FlowTap t = flow_tap(first + step * i, lanes[i], n);
+    out.low[i] = t.low;
+    out.high[i] = t.high;
+    out.share[i] = t.share;
+    out.inside[i] = t.inside ? 1.0f : 0.0f;
+  }
+}
+
+void taps_of_tile(const FlowWarp& a, int64_t plane, int64_t y, int64_t x0, int count, TileTaps& t) {
+  const float* flow = a.flows + 2 * plane * a.pixels() + y * a.width + x0;
+  taps_along(flow, count, int32_t(x0), 1, int32_t(a.width), t.x);
+  taps_along(flow + a.pixels(), count, int32_t(y), 0, int32_t(a.height), t.y);
+#pragma omp simd
+  for (int i = 0; i < kTile; ++i) {
+    const float x = t.x.share[i], down = t.y.share[i];
+    t.weight[0][i] = (1.0f - down) * (1.0f - x);
+    t.weight[1][i] = (1.0f - down) * x;
+    t.weight[2][i] = down * (1.0f - x);
+    t.weight[3][i] = down * x;
+  }
 }
 
 /// f(image, row, first column, count) for tiles of all rows.
@@ -134,6 +174,28 @@ void each_tile(const FlowWarp& a, F f) {
   });
 }
 
+/// Pictures of up to four channels: a tap is one load.
+template <class T>
+void few_channels(const FlowWarp& a, int64_t image, int64_t y, int64_t x0, int count, const float (*p)[kTile]) {
+  const int64_t picture = a.pixels() * a.channels;
+  const T *features = static_cast<const T*>(a.features), *end = features + a.batch * a.neighbours * picture;
+  F4 sum[kTile] = {};
+  for (int64_t k = 0; k < a.neighbours; ++k) {
+    TileTaps t;
+    taps_of_tile(a, image * a.neighbours + k, y, x0, count, t);
+    const T* from = features + (image * a.neighbours + k) * picture;
+    for (int i = 0; i < count; ++i) {
+      int64_t at[4];
+      t.places(a, i, at);
+      F4 seen{};
+      for (int j = 0; j < 4; ++j) seen += t.weight[j][i] * load4(from + at[j], end - from - at[j]);
+      sum[i] += p[k][i] * seen;
+    }
+  }
+  T* out = static_cast<T*>(a.out) + (image * a.pixels() + y * a.width + x0) * a.channels;
+  for (int i = 0; i < count; ++i) store4(out + i * a.channels, sum[i], a.channels);
+}
+
 template <class T>
 void forward(const FlowWarp& a) {
   const T* features = static_cast<const T*>(a.features);
@@ -142,18 +204,20 @@ void forward(const FlowWarp& a) {
   each_tile(a, [&](int64_t image, int64_t y, int64_t x0, int count) {
     float p[kMaxNeighbours][kTile];
     softmax(a, image, y * a.width + x0, count, p);
+    if (a.channels <= 4) return few_channels<T>(a, image, y, x0, count, p);
+    TileTaps taps[kMaxNeighbours];
+    for (int k = 0; k < n; ++k) taps_of_tile(a, image * n + k, y, x0, count, taps[k]);
     for (int i = 0; i < count; ++i) {
-      const int64_t pixel = y * a.width + x0 + i;
       int64_t at[kMaxNeighbours * 4];
       float weight[kMaxNeighbours * 4];
       for (int k = 0; k < n; ++k) {
-        const Taps t = taps_of(a, flow_of(a, image, k, pixel), y, x0 + i);
+        taps[k].places(a, i, at + 4 * k);
         for (int j = 0; j < 4; ++j) {
-          at[4 * k + j] = (image * n + k) * picture + t.at[j];
-          weight[4 * k + j] = p[k][i] * t.weight[j];
+          at[4 * k + j] += (image * n + k) * picture;
+          weight[4 * k + j] = p[k][i] * taps[k].weight[j][i];
         }
       }
-      T* out = static_cast<T*>(a.out) + (image * a.pixels() + pixel) * a.channels;
+      T* out = static_cast<T*>(a.out) + (image * a.pixels() + y * a.width + x0 + i) * a.channels;
       int64_t c = 0;
       for (; c + 16 <= a.channels; c += 16) {
         V16 sum(0.0f);
@@ -169,61 +233,93 @@ void forward(const FlowWarp& a) {
   });
 }
 
-/// Products of a gradient with four taps, summed over the channels.
+/// What a gradient makes of a pixel's four taps: products with what is seen there, and with how that changes.
+struct Seen {
+  F4 value, by_x, by_y;  // to be summed
+};
+
 template <class T>
-VK_INLINE void products(const T* grad, const T* features, const int64_t* at, int64_t channels, int64_t left,
-                        float* out) {
+VK_INLINE Seen products(const T* grad, const T* grad_end, const T* features, const T* end, const int64_t* at,
+                        const float* weight, float x, float y, int64_t channels) {
   int64_t c = 0;
-  float wide[4] = {};
+  Seen out{};
+  const auto add = [&](const auto& g, const auto* f, auto& value, auto& by_x, auto& by_y, const auto& wide) {
+    value =
+        value + g * (wide(weight[0]) * f[0] + wide(weight[1]) * f[1] + wide(weight[2]) * f[2] + wide(weight[3]) * f[3]);
+    by_x = by_x + g * (wide(1.0f - y) * (f[1] - f[0]) + wide(y) * (f[3] - f[2]));
+    by_y = by_y + g * (wide(1.0f - x) * (f[2] - f[0]) + wide(x) * (f[3] - f[1]));
+  };
   if (channels >= 16) {
-    V16 sum[4] = {V16(0.0f), V16(0.0f), V16(0.0f), V16(0.0f)};
+    V16 value(0.0f), by_x(0.0f), by_y(0.0f);
     for (; c + 16 <= channels; c += 16) {
-      const V16 g = load16(grad + c);
-      for (int j = 0; j < 4; ++j) sum[j] = madd(g, load16(features + at[j] + c), sum[j]);
+      V16 f[4];
+      for (int j = 0; j < 4; ++j) f[j] = load16(features + at[j] + c);
+      add(load16(grad + c), f, value, by_x, by_y, [](float v) { return V16(v); });
     }
-    for (int j = 0; j < 4; ++j) wide[j] = vk::sum(sum[j]);
+    out.value[0] = vk::sum(value), out.by_x[0] = vk::sum(by_x), out.by_y[0] = vk::sum(by_y);
   }
-  F4 some[4] = {};
   for (; c < channels; c += 4) {
     const int64_t n = channels - c;
-    const F4 g = load4(grad + c, n);
-    for (int j = 0; j < 4; ++j) some[j] += g * first(load4(features + at[j] + c, left - at[j] - c), n);
+    F4 f[4];
+    for (int j = 0; j < 4; ++j) f[j] = first(load4(features + at[j] + c, end - features - at[j] - c), n);
+    add(first(load4(grad + c, grad_end - grad - c), n), f, out.value, out.by_x, out.by_y,
+        [](float v) { return F4{v, v, v, v}; });
   }
-  for (int j = 0; j < 4; ++j) out[j] = wide[j] + ((some[j][0] + some[j][1]) + (some[j][2] + some[j][3]));
+  return out;
+}
+
+VK_INLINE void sum_lanes(const F4* from, float* to) {
+#pragma omp simd
+  for (int i = 0; i < kTile; ++i) to[i] = (from[i][0] + from[i][1]) + (from[i][2] + from[i][3]);
 }
 
 template <class T>
 void back_to_flows(const FlowWarpBackward& b, float* shares) {
   const FlowWarp& a = b.in;
-  const T *features = static_cast<const T*>(a.features), *grad = static_cast<const T*>(b.grad);
-  const int64_t picture = a.pixels() * a.channels, all = a.batch * a.neighbours * picture;
-  const int n = int(a.neighbours);
+  const int64_t picture = a.pixels() * a.channels, n = a.neighbours;
+  const T *features = static_cast<const T*>(a.features), *end = features + a.batch * n * picture;
+  const T *grad = static_cast<const T*>(b.grad), *grad_end = grad + a.batch * picture;
   each_tile(a, [&](int64_t image, int64_t y, int64_t x0, int count) {
-    float p[kMaxNeighbours][kTile];
-    softmax(a, image, y * a.width + x0, count, p);
-    for (int i = 0; i < count; ++i) {
-      const int64_t pixel = y * a.width + x0 + i;
-      const T* g = grad + (image * a.pixels() + pixel) * a.channels;
-      float value[kMaxNeighbours];
-      for (int k = 0; k < n; ++k) {
-        const int64_t first = (image * n + k) * picture, plane = (image * n + k) * a.pixels() + pixel;
-        const Taps t = taps_of(a, flow_of(a, image, k, pixel), y, x0 + i);
-        float dot[4];
-        products(g, features + first, t.at, a.channels, all - first, dot);
-        value[k] = t.weight[0] * dot[0] + t.weight[1] * dot[1] + t.weight[2] * dot[2] + t.weight[3] * dot[3];
-        const float by_x = (1.0f - t.y.share) * (dot[1] - dot[0]) + t.y.share * (dot[3] - dot[2]);
-        const float by_y = (1.0f - t.x.share) * (dot[2] - dot[0]) + t.x.share * (dot[3] - dot[1]);
-        float* flow = b.grad_flows + plane + (image * n + k) * a.pixels();
-        flow[0] = t.x.inside ? p[k][i] * by_x : 0.0f;
-        flow[a.pixels()] = t.y.inside ? p[k][i] * by_y : 0.0f;
-        if (shares != nullptr) shares[plane] = p[k][i];
+    const int64_t pixel = y * a.width + x0;
+    const T* g = grad + (image * a.pixels() + pixel) * a.channels;
+    const size_t bytes = size_t(count) * sizeof(float);
+    float p[kMaxNeighbours][kTile], value[kMaxNeighbours][kTile];
+    softmax(a, image, pixel, count, p);
+    for (int64_t k = 0; k < n; ++k) {
+      const int64_t plane = image * n + k;
+      const T* from = features + plane * picture;
+      TileTaps t;
+      taps_of_tile(a, plane, y, x0, count, t);
+      F4 of_value[kTile] = {}, of_x[kTile] = {}, of_y[kTile] = {};
+      for (int i = 0; i < count; ++i) {
+        int64_t at[4];
+        t.places(a, i, at);
+        const float weight[4] = {t.weight[0][i], t.weight[1][i], t.weight[2][i], t.weight[3][i]};
+        const Seen seen =
+            products(g + i * a.channels, grad_end, from, end, at, weight, t.x.share[i], t.y.share[i], a.channels);
+        of_value[i] = seen.value, of_x[i] = seen.by_x, of_y[i] = seen.by_y;
       }
-      // Differences of values, not from their mean: where one neighbour is all, its own drops out exactly.
-      for (int k = 0; k < n; ++k) {
-        float total = 0;
-        for (int j = 0; j < n; ++j) total += p[j][i] * (value[k] - value[j]);
-        b.grad_logits[(image * n + k) * a.pixels() + pixel] = p[k][i] * total;
+      float by_x[kTile], by_y[kTile];
+      sum_lanes(of_value, value[k]);
+      sum_lanes(of_x, by_x);
+      sum_lanes(of_y, by_y);
+#pragma omp simd
+      for (int i = 0; i < kTile; ++i) {
+        by_x[i] = t.x.inside[i] != 0 ? p[k][i] * by_x[i] : 0.0f;
+        by_y[i] = t.y.inside[i] != 0 ? p[k][i] * by_y[i] : 0.0f;
       }
+      float* flow = b.grad_flows + 2 * plane * a.pixels() + pixel;
+      std::memcpy(flow, by_x, bytes);
+      std::memcpy(flow + a.pixels(), by_y, bytes);
+      if (shares != nullptr) std::memcpy(shares + plane * a.pixels() + pixel, p[k], bytes);
+    }
+    // Differences of values, not from their mean: where one neighbour is all, its own drops out exactly.
+    for (int64_t k = 0; k < n; ++k) {
+      V16 total(0.0f);
+      for (int64_t j = 0; j < n; ++j) total = madd(load(p[j]), load(value[k]) - load(value[j]), total);
+      float logit[kTile];
+      store(logit, load(p[k]) * total);
+      std::memcpy(b.grad_logits + (image * n + k) * a.pixels() + pixel, logit, bytes);
     }
   });
 }
