@@ -1,4 +1,8 @@
-"""What people run instead of flow_warp_aggregate."""
+"""What people run instead of flow_warp_aggregate.
+
+16-bit features are warped in float32, as autocast does: coordinates of 16 bits are off by whole pixels, and with them
+torch 2.13's grid_sample gives NaN on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +27,15 @@ def usual(features, flows, logits):
     features = features.contiguous()
 
     def run():
-        grid = _grid(flows).to(features.dtype)
+        grid, wide = _grid(flows), features.float()
         warped = torch.stack(
             [
-                F.grid_sample(features[:, k], grid[:, k], padding_mode="border", align_corners=True)
+                F.grid_sample(wide[:, k], grid[:, k], padding_mode="border", align_corners=True)
                 for k in range(features.shape[1])
             ],
             1,
         )
-        return (logits.softmax(1)[:, :, None].to(warped.dtype) * warped).sum(1)
+        return (logits.softmax(1)[:, :, None] * warped).sum(1).to(features.dtype)
 
     return run
 
@@ -44,10 +48,10 @@ def careful(features, flows, logits):
     features = features.contiguous().flatten(0, 1)
 
     def run():
-        grid = _grid(flows).to(features.dtype).flatten(0, 1)
-        warped = F.grid_sample(features, grid, padding_mode="border", align_corners=True)
-        return torch.einsum("bkhw,bkchw->bchw", logits.softmax(1).to(warped.dtype),
-                            warped.unflatten(0, (batch, neighbours)))  # fmt: skip
+        grid = _grid(flows).flatten(0, 1)
+        warped = F.grid_sample(features.float(), grid, padding_mode="border", align_corners=True)
+        blended = torch.einsum("bkhw,bkchw->bchw", logits.softmax(1), warped.unflatten(0, (batch, neighbours)))
+        return blended.to(features.dtype)
 
     return run
 
@@ -55,8 +59,9 @@ def careful(features, flows, logits):
 def same(outputs, expected, args) -> str | None:
     """grid_sample scales coordinates to -1..1 and back, which costs digits of them: about the width times 1e-7."""
     outputs, expected = (o if isinstance(o, tuple | list) else (o,) for o in (outputs, expected))
-    error = float((outputs[0].detach().double() - expected[0].double()).abs().max() / expected[0].double().abs().max())
-    allowed = 2e-4 if outputs[0].dtype is torch.float32 else 1.0
+    dtype, outputs, expected = outputs[0].dtype, outputs[0].detach().double(), expected[0].detach().double()
+    error = float((outputs - expected).abs().max() / expected.abs().max())
+    allowed = 2e-4 if dtype is torch.float32 else 1.2e-2
     return None if error < allowed else f"relative error {error:.1e}"
 
 
