@@ -130,17 +130,23 @@ int64_t spread_words(const Plan& p, const char* strip, int64_t plane, int64_t po
 
 /// sum[n] += the numbers of column n.
 void add_columns(Unit unit, const uint32_t* words, int64_t steps, int64_t columns, float* sum) {
+  constexpr int64_t kPiece = 128;
   for (int64_t n = 0; n < columns; n += 16) {
-    V16 a(0.0f), b(0.0f);
-    for (int64_t k = 0; k < steps; ++k) {
-      I16 w;
-      std::memcpy(&w, words + k * columns + n, sizeof w);
-      VK_EACH_PART {
-        a.p[i] += unit == Unit::fma ? (PartF)w.p[i] : (PartF)(w.p[i] << 16);
-        b.p[i] += unit == Unit::fma ? PartF{} : (PartF)(w.p[i] & int32_t(0xffff0000u));
+    V16 total = load(sum + n);
+    for (int64_t k0 = 0; k0 < steps; k0 += kPiece) {
+      const int64_t k1 = steps - k0 < kPiece ? steps : k0 + kPiece;
+      V16 a(0.0f), b(0.0f);
+      for (int64_t k = k0; k < k1; ++k) {
+        I16 w;
+        std::memcpy(&w, words + k * columns + n, sizeof w);
+        VK_EACH_PART {
+          a.p[i] += unit == Unit::fma ? (PartF)w.p[i] : (PartF)(w.p[i] << 16);
+          b.p[i] += unit == Unit::fma ? PartF{} : (PartF)(w.p[i] & int32_t(0xffff0000u));
+        }
       }
+      total = total + (a + b);
     }
-    store(sum + n, load(sum + n) + (a + b));
+    store(sum + n, total);
   }
 }
 

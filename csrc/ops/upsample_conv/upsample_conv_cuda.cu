@@ -174,7 +174,7 @@ __device__ __forceinline__ void activate(Activation activation, float z, float& 
 }
 
 template <bool kBackward, class T>
-__global__ void __launch_bounds__(kThreads) upsample_conv_image_kernel(Image<T> a) {
+__global__ void __launch_bounds__(kThreads, 1) upsample_conv_image_kernel(Image<T> a) {
   __shared__ __align__(16) T left[kTile][kRow<T>];
   __shared__ __align__(16) T right[kTile][kRow<T>];
   const Sizes& s = a.s;
