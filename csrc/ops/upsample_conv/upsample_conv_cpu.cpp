@@ -36,10 +36,11 @@ void end([[maybe_unused]] Unit unit) {
 #endif
 }
 
-template <class T, class W>
-void forward(const UpsampleConv& a, Unit unit) {
-  const UpsampleConvSizes& s = a.sizes;
-  const Plan p(s, unit);
+/// Calls f(strip, image row of the output, first number in it, z, n) for pieces of rows, one strip from one thread.
+template <class T, class W, class F>
+void convolve(const Plan& p, const void* x0, const void* weight, const void* bias0, F f) {
+  const UpsampleConvSizes& s = p.s;
+  const Unit unit = p.unit;
   const Runs runs(unit, s.kw * p.in / p.per_word);
   const int64_t tiles = ceil_div(p.row_out, 16);
   Scratch<int64_t> offset(size_t(s.kh));
@@ -47,10 +48,10 @@ void forward(const UpsampleConv& a, Unit unit) {
   const Product product{runs, s.kh, p.in * p.size, offset.data(), tiles, p.row_out};
   Scratch<uint32_t> weights(size_t(s.scale * tiles * product.tile_words()));
   Scratch<float> bias(size_t(s.scale * tiles * 16));
-  pack_forward<T>(p, runs, static_cast<const W*>(a.weight), weights.data());
+  pack_forward<T>(p, runs, static_cast<const W*>(weight), weights.data());
   for (int64_t i = 0; i < s.scale * tiles * 16; ++i) {
     const int64_t dy = i / (tiles * 16), j = i % (tiles * 16);
-    bias[size_t(i)] = a.bias && j < p.row_out ? to_float(static_cast<const W*>(a.bias)[filter_of(s, dy, j)]) : 0.0f;
+    bias[size_t(i)] = bias0 && j < p.row_out ? to_float(static_cast<const W*>(bias0)[filter_of(s, dy, j)]) : 0.0f;
   }
   parallel_for(s.batch * p.strips, 1, [&](int64_t i0, int64_t i1) {
     Scratch<char> strip(size_t(p.strip_numbers(p.in) * p.size));
@@ -58,7 +59,7 @@ void forward(const UpsampleConv& a, Unit unit) {
     begin(unit, 16, runs.words, p.row_out < 16 ? p.row_out : 16);
     for (int64_t i = i0; i < i1; ++i) {
       const int64_t b = i / p.strips, first = i % p.strips * p.rows, height = p.strip_height(i % p.strips);
-      const T* x = static_cast<const T*>(a.x) + b * s.height * s.width * s.in;
+      const T* x = static_cast<const T*>(x0) + b * s.height * s.width * s.in;
       if (unit == Unit::fma)
         fill_strip<float, T>(p, x, nullptr, first, height, s.width * s.in, s.in, p.in,
                              reinterpret_cast<float*>(strip.data()));
@@ -72,20 +73,92 @@ void forward(const UpsampleConv& a, Unit unit) {
           multiply(unit, product, strip.data() + m0 * product.pixel, n,
                    weights.data() + dy * tiles * product.tile_words(), bias.data() + dy * tiles * 16, z.data());
           each_segment(p, m0, n, [&](int64_t y, int64_t px, int64_t at, int64_t count) {
-            const int64_t row = (b * s.height + first + y) * s.scale + dy, to = (row * s.width + px) * p.row_out;
-            const float* from = z.data() + at * p.row_out;
-            T *out = a.out ? static_cast<T*>(a.out) + to : nullptr,
-              *derivative = a.derivative ? static_cast<T*>(a.derivative) + to : nullptr;
-#if defined(VK_UPCONV_BF16)
-            if (unit != Unit::fma) return activate_by_hardware(s.activation, from, count * p.row_out, out, derivative);
-#endif
-            activate(s.activation, from, count * p.row_out, out, derivative);
+            const int64_t row = (b * s.height + first + y) * s.scale + dy;
+            f(i, row, px * p.row_out, z.data() + at * p.row_out, count * p.row_out);
           });
         }
       }
     }
     end(unit);
   });
+}
+
+template <class T, class W>
+void forward(const UpsampleConv& a, Unit unit) {
+  const Plan p(a.sizes, unit);
+  convolve<T, W>(p, a.x, a.weight, a.bias, [&](int64_t, int64_t row, int64_t at, const float* z, int64_t n) {
+    const int64_t to = row * a.sizes.width * p.row_out + at;
+    T *out = a.out ? static_cast<T*>(a.out) + to : nullptr,
+      *derivative = a.derivative ? static_cast<T*>(a.derivative) + to : nullptr;
+#if defined(VK_UPCONV_BF16)
+    if (unit != Unit::fma) return activate_by_hardware(a.sizes.activation, z, n, out, derivative);
+#endif
+    activate(a.sizes.activation, z, n, out, derivative);
+  });
+}
+
+// ---- loss
+
+/// Sixteen numbers of the loss from z, which becomes the gradient.
+VK_INLINE V16 differ(const UpsampleConvLoss& a, const uint8_t* target, const V16& share, V16& z) {
+  V16 t;
+  for (int i = 0; i < kParts; ++i)
+    for (int k = 0; k < kPartLanes; ++k) t.p[i][k] = float(target[i * kPartLanes + k]);
+  V16 slope(1.0f);
+  if (a.squash) {
+    const V16 e = exp2(min(V16(60.0f), max(V16(-60.0f), z * V16(-2.88539008f))));  // exp(-2 z)
+    const V16 picture = V16(1.0f) / (V16(1.0f) + e);
+    slope = V16(2.0f) * picture * picture * e;
+    VK_EACH_PART z.p[i] = z.p[i] == z.p[i] ? picture.p[i] : z.p[i];
+  }
+  const V16 d = z - t * V16(1.0f / 255);
+  V16 sign, size = absolute(d);
+  const PartF one = PartF{} + 1.0f;
+  VK_EACH_PART sign.p[i] = (PartF)(((PartI)one & (d.p[i] > 0.0f)) | ((PartI)(-one) & (d.p[i] < 0.0f)));
+  z = share * slope * madd(d, V16(2 * a.l2), sign * V16(a.l1));
+  return share * madd(d * d, V16(a.l2), size * V16(a.l1));
+}
+
+template <class T, class W>
+void loss(const UpsampleConvLoss& a, Unit unit) {
+  const UpsampleConvSizes& s = a.sizes;
+  const Plan p(s, unit);
+  Scratch<double> sums(size_t(s.batch * p.strips + 1));
+  std::memset(sums.data(), 0, sums.size() * sizeof(double));
+  const int64_t width = s.width * p.row_out, seen = a.columns * s.out, rows = s.height * s.scale;
+  const V16 even(a.even());
+  convolve<T, W>(p, a.x, a.weight, a.bias, [&](int64_t strip, int64_t row, int64_t at, float* z, int64_t n) {
+    T* to = static_cast<T*>(a.grad_z) + row * width + at;
+    const int64_t b = row / rows, y = row - b * rows, left = y < a.rows ? seen - at : 0;
+    const int64_t there = left < 0 ? 0 : left < n ? left : n, from = (b * a.rows + y) * a.columns;
+    V16 sum(0.0f), share = even;
+    for (int64_t i = 0; i < there; i += 16) {
+      const int64_t count = there - i < 16 ? there - i : 16;
+      if (a.share) {
+        float lane[16] = {};
+        for (int64_t k = 0; k < count; ++k) lane[k] = a.share[from + (at + i + k) / s.out];
+        share = load(lane);
+      }
+      const uint8_t* target = a.target + from * s.out + at + i;
+      if (count == 16) {
+        V16 v = load(z + i);
+        sum = sum + differ(a, target, share, v);
+        store(z + i, v);
+      } else {
+        uint8_t bytes[16] = {};
+        std::memcpy(bytes, target, size_t(count));
+        V16 v = load_some(z + i, count), part = differ(a, bytes, share, v);
+        sum = sum + load_some(reinterpret_cast<const float*>(&part), count);
+        store_some(z + i, v, count);
+      }
+    }
+    if (there < n) std::memset(z + there, 0, size_t(n - there) * sizeof(float));
+    copy_numbers<T, float>(unit, z, nullptr, to, n);
+    sums[size_t(strip)] += double(vk::sum(sum));
+  });
+  double total = 0;
+  for (int64_t i = 0; i < s.batch * p.strips; ++i) total += sums[size_t(i)];
+  *a.loss = float(total);
 }
 
 // ---- backward
@@ -357,6 +430,12 @@ void with_types(const UpsampleConvSizes& s, F f) {
 void upsample_conv(const UpsampleConv& a) {
   if (a.sizes.batch * a.sizes.height * a.sizes.width == 0) return;
   with_types(a.sizes, [&]<class T, class W>(T, W) { forward<T, W>(a, unit_of(a.sizes)); });
+}
+
+void upsample_conv_loss(const UpsampleConvLoss& a) {
+  *a.loss = 0;
+  if (a.sizes.batch * a.sizes.height * a.sizes.width == 0) return;
+  with_types(a.sizes, [&]<class T, class W>(T, W) { loss<T, W>(a, unit_of(a.sizes)); });
 }
 
 void upsample_conv_backward(const UpsampleConvBackward& a) {
