@@ -99,11 +99,16 @@ void forward(const UpsampleConv& a, Unit unit) {
 
 // ---- loss
 
+typedef uint8_t PartB __attribute__((vector_size(kPartLanes)));
+
 /// Sixteen numbers of the loss from z, which becomes the gradient.
 VK_INLINE V16 differ(const UpsampleConvLoss& a, const uint8_t* target, const V16& share, V16& z) {
   V16 t;
-  for (int i = 0; i < kParts; ++i)
-    for (int k = 0; k < kPartLanes; ++k) t.p[i][k] = float(target[i * kPartLanes + k]);
+  VK_EACH_PART {
+    PartB bytes;
+    std::memcpy(&bytes, target + i * kPartLanes, sizeof bytes);
+    t.p[i] = __builtin_convertvector(__builtin_convertvector(bytes, PartI), PartF);
+  }
   V16 slope(1.0f);
   if (a.squash) {
     const V16 e = exp2(min(V16(60.0f), max(V16(-60.0f), z * V16(-2.88539008f))));  // exp(-2 z)
