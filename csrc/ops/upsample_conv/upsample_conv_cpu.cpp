@@ -101,28 +101,61 @@ void forward(const UpsampleConv& a, Unit unit) {
 
 typedef uint8_t PartB __attribute__((vector_size(kPartLanes)));
 
-/// Sixteen numbers of the loss from z, which becomes the gradient.
-VK_INLINE V16 differ(const UpsampleConvLoss& a, const uint8_t* target, const V16& share, V16& z) {
-  V16 t;
-  VK_EACH_PART {
-    PartB bytes;
-    std::memcpy(&bytes, target + i * kPartLanes, sizeof bytes);
-    t.p[i] = __builtin_convertvector(__builtin_convertvector(bytes, PartI), PartF);
+struct Differ {
+  const V16 l1, l2, twice;
+  explicit Differ(const UpsampleConvLoss& a) : l1(a.l1), l2(a.l2), twice(2 * a.l2) {}
+
+  /// Sixteen numbers of the loss from z, which becomes the gradient.
+  template <bool kSquash>
+  VK_INLINE V16 loss(const uint8_t* target, const V16& share, V16& z) const {
+    V16 t;
+    VK_EACH_PART {
+      PartB bytes;
+      std::memcpy(&bytes, target + i * kPartLanes, sizeof bytes);
+      t.p[i] = __builtin_convertvector(__builtin_convertvector(bytes, PartI), PartF);
+    }
+    V16 slope = share;
+    if constexpr (kSquash) {
+      const V16 e = exp2(min(V16(60.0f), max(V16(-60.0f), z * V16(-2.88539008f))));  // exp(-2 z)
+      const V16 picture = V16(1.0f) / (V16(1.0f) + e);
+      slope = slope * (V16(2.0f) * picture * picture * e);
+      VK_EACH_PART z.p[i] = z.p[i] == z.p[i] ? picture.p[i] : z.p[i];
+    }
+    const V16 d = madd(t, V16(-1.0f / 255), z), size = absolute(d);
+    V16 sign;
+    const PartF one = spread(1.0f);
+    VK_EACH_PART sign.p[i] = (PartF)(((PartI)one & (d.p[i] > 0.0f)) | ((PartI)(-one) & (d.p[i] < 0.0f)));
+    z = slope * madd(d, twice, sign * l1);
+    return share * madd(d * d, l2, size * l1);
   }
-  V16 slope(1.0f);
-  if (a.squash) {
-    const V16 e = exp2(min(V16(60.0f), max(V16(-60.0f), z * V16(-2.88539008f))));  // exp(-2 z)
-    const V16 picture = V16(1.0f) / (V16(1.0f) + e);
-    slope = V16(2.0f) * picture * picture * e;
-    VK_EACH_PART z.p[i] = z.p[i] == z.p[i] ? picture.p[i] : z.p[i];
+
+  /// n numbers of a row from `first` on; `share` of each pixel of the row, or null for `even`.
+  template <bool kSquash>
+  V16 run(const uint8_t* target, const float* share, int64_t first, int64_t channels, const V16& even, float* z,
+          int64_t n) const {
+    V16 sum(0.0f), each = even;
+    for (int64_t i = 0; i < n; i += 16) {
+      const int64_t count = n - i < 16 ? n - i : 16;
+      if (share) {
+        float lane[16] = {};
+        for (int64_t k = 0; k < count; ++k) lane[k] = share[(first + i + k) / channels];
+        each = load(lane);
+      }
+      if (count == 16) {
+        V16 v = load(z + i);
+        sum = sum + loss<kSquash>(target + i, each, v);
+        store(z + i, v);
+      } else {
+        uint8_t bytes[16] = {};
+        std::memcpy(bytes, target + i, size_t(count));
+        V16 v = load_some(z + i, count), part = loss<kSquash>(bytes, each, v);
+        sum = sum + load_some(reinterpret_cast<const float*>(&part), count);
+        store_some(z + i, v, count);
+      }
+    }
+    return sum;
   }
-  const V16 d = z - t * V16(1.0f / 255);
-  V16 sign, size = absolute(d);
-  const PartF one = PartF{} + 1.0f;
-  VK_EACH_PART sign.p[i] = (PartF)(((PartI)one & (d.p[i] > 0.0f)) | ((PartI)(-one) & (d.p[i] < 0.0f)));
-  z = share * slope * madd(d, V16(2 * a.l2), sign * V16(a.l1));
-  return share * madd(d * d, V16(a.l2), size * V16(a.l1));
-}
+};
 
 template <class T, class W>
 void loss(const UpsampleConvLoss& a, Unit unit) {
@@ -132,31 +165,15 @@ void loss(const UpsampleConvLoss& a, Unit unit) {
   std::memset(sums.data(), 0, sums.size() * sizeof(double));
   const int64_t width = s.width * p.row_out, seen = a.columns * s.out, rows = s.height * s.scale;
   const V16 even(a.even());
+  const Differ differ(a);
   convolve<T, W>(p, a.x, a.weight, a.bias, [&](int64_t strip, int64_t row, int64_t at, float* z, int64_t n) {
     T* to = static_cast<T*>(a.grad_z) + row * width + at;
     const int64_t b = row / rows, y = row - b * rows, left = y < a.rows ? seen - at : 0;
     const int64_t there = left < 0 ? 0 : left < n ? left : n, from = (b * a.rows + y) * a.columns;
-    V16 sum(0.0f), share = even;
-    for (int64_t i = 0; i < there; i += 16) {
-      const int64_t count = there - i < 16 ? there - i : 16;
-      if (a.share) {
-        float lane[16] = {};
-        for (int64_t k = 0; k < count; ++k) lane[k] = a.share[from + (at + i + k) / s.out];
-        share = load(lane);
-      }
-      const uint8_t* target = a.target + from * s.out + at + i;
-      if (count == 16) {
-        V16 v = load(z + i);
-        sum = sum + differ(a, target, share, v);
-        store(z + i, v);
-      } else {
-        uint8_t bytes[16] = {};
-        std::memcpy(bytes, target, size_t(count));
-        V16 v = load_some(z + i, count), part = differ(a, bytes, share, v);
-        sum = sum + load_some(reinterpret_cast<const float*>(&part), count);
-        store_some(z + i, v, count);
-      }
-    }
+    const uint8_t* target = a.target + from * s.out + at;
+    const float* share = a.share ? a.share + from : nullptr;
+    const V16 sum = a.squash ? differ.run<true>(target, share, at, s.out, even, z, there)
+                             : differ.run<false>(target, share, at, s.out, even, z, there);
     if (there < n) std::memset(z + there, 0, size_t(n - there) * sizeof(float));
     copy_numbers<T, float>(unit, z, nullptr, to, n);
     sums[size_t(strip)] += double(vk::sum(sum));
