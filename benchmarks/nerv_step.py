@@ -5,15 +5,15 @@ python -m benchmarks.nerv_step [--channels 32,16,16,8,8] [--frames 2] [--rounds 
 The network has a learned latent [channels, 2, 4] per frame, four blocks (3 x 3 convolution, pixel shuffle, GELU) with
 strides 5, 4, 2, 2 and a 3 x 3 head: 160 x 320 frames. A step is forward, mean squared error against uint8 frames,
 backward and Adam, of float32 parameters under autocast (bf16) or not (fp32). The peers hold the same numbers in torch's
-usual order and in channels_last, and use the same optimizer; variants take turns in one process.
+usual order and in channels_last, and use torch's fused Adam; variants take turns in one process.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +22,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vidkernels.functional.splatting.frame_loss import frame_loss
+from vidkernels.functional.nerv.upsample_conv import upsample_conv_loss
 from vidkernels.nn.nerv.block import NeRVBlock
+from vidkernels.nn.nerv.optim import MultiTensorAdam
+
+# Either "python -m benchmarks.nerv_step" or run by path.
+try:
+    from benchmarks.timing import turns
+except ImportError:
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    from benchmarks.timing import turns
 
 STRIDES = (5, 4, 2, 2)
 LATENT = (2, 4)
@@ -59,8 +67,10 @@ def make_step(variant: str, precision: str, channels: list[int], frames: int) ->
         for block, conv in zip(model, [*plain.convs, plain.head]):
             block.conv.load_state_dict(conv.state_dict())
 
+        hidden, head = model[:-1], model[-1].conv
+
         def loss() -> torch.Tensor:
-            return frame_loss(model(latent).permute(0, 2, 3, 1).float(), target, l1=0.0, l2=1.0, ssim=0.0)
+            return upsample_conv_loss(hidden(latent), head.weight, head.bias, target)
     else:
         model = plain
         wanted = target.permute(0, 3, 1, 2)
@@ -74,7 +84,11 @@ def make_step(variant: str, precision: str, channels: list[int], frames: int) ->
             return F.mse_loss(model(latent).float(), wanted.float() / 255)
 
     parameters = [*model.parameters(), latent]
-    optimizer = torch.optim.Adam(parameters, lr=1e-3, fused=True)
+    optimizer = (
+        MultiTensorAdam(parameters, lr=1e-3)
+        if variant == "vidkernels"
+        else torch.optim.Adam(parameters, lr=1e-3, fused=True)
+    )
 
     def step() -> float:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
@@ -92,13 +106,10 @@ def time_step(precision: str, channels: list[int], frames: int, rounds: int) -> 
     steps = {v: make_step(v, precision, channels, frames)[0] for v in VARIANTS}
     losses = {v: [step()] for v, step in steps.items()}  # also warms up
     times: dict[str, list[float]] = {v: [] for v in VARIANTS}
-    gc.collect()
-    for turn in range(rounds):
-        shift = turn % len(VARIANTS)
-        for v in VARIANTS[shift:] + VARIANTS[:shift]:
-            start = time.perf_counter()
-            losses[v].append(steps[v]())
-            times[v].append((time.perf_counter() - start) * 1e3)
+    for _, v in turns(VARIANTS, rounds):
+        start = time.perf_counter()
+        losses[v].append(steps[v]())
+        times[v].append((time.perf_counter() - start) * 1e3)
     return {
         v: {
             "median_ms": statistics.median(times[v]),

@@ -12,7 +12,6 @@ against itself.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import resource
 import statistics
@@ -29,9 +28,11 @@ from vidkernels import methods
 # Either "python -m benchmarks.pretrain_step" or run by path.
 try:
     from benchmarks.peers.plain_videomae import PlainVideoMAE
+    from benchmarks.timing import turns
 except ImportError:
     sys.path.insert(0, str(Path(__file__).parent.parent))
     from benchmarks.peers.plain_videomae import PlainVideoMAE
+    from benchmarks.timing import turns
 
 VARIANTS = ("vidkernels", "plain", "plain+sdpa")
 
@@ -82,14 +83,11 @@ def time_step(precision: str, *, rounds: int = 5, variants: tuple[str, ...] = VA
     losses = {variant: step() for variant, step in steps.items()}  # also warms up
     times: dict[str, list[float]] = {variant: [] for variant in variants}
     busy: dict[str, list[float]] = {variant: [] for variant in variants}
-    gc.collect()
-    for turn in range(rounds):
-        shift = turn % len(variants)
-        for variant in variants[shift:] + variants[:shift]:
-            start, work = time.perf_counter(), time.process_time()
-            steps[variant]()
-            times[variant].append(time.perf_counter() - start)
-            busy[variant].append(time.process_time() - work)
+    for _, variant in turns(variants, rounds):
+        start, work = time.perf_counter(), time.process_time()
+        steps[variant]()
+        times[variant].append(time.perf_counter() - start)
+        busy[variant].append(time.process_time() - work)
     return {
         variant: {
             "median_s": statistics.median(values),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 from pytest_benchmark.stats import Stats
 
@@ -14,6 +14,22 @@ VERY_LONG_CALL = 8.0  # in the first round only
 MAX_ROUNDS = 41
 ROUND_SECONDS = 1e-3
 """Calls shorter than this are repeated inside a round, or the clock would be part of the figure."""
+
+
+def turns(labels: Sequence[str], rounds: int) -> Iterator[tuple[int, str]]:
+    """(round, label) of functions that take turns, in an order that rotates from round to round; no garbage is
+    collected meanwhile."""
+    labels = list(labels)
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        for r in range(rounds):
+            for label in labels[r % len(labels) :] + labels[: r % len(labels)]:
+                yield r, label
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def interleave(
@@ -61,19 +77,9 @@ def interleave(
     most = {label: 1 if t > VERY_LONG_CALL else 3 if t > LONG_CALL else rounds for label, t in took.items()}
 
     stats = {label: Stats() for label in functions}
-    labels = list(functions)
-    gc.collect()
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        for r in range(rounds):
-            for label in labels[r % len(labels) :] + labels[: r % len(labels)]:
-                if r >= most[label]:
-                    continue
-                stats[label].update(once(label, inner[label]) / inner[label])
-    finally:
-        if was_enabled:
-            gc.enable()
+    for r, label in turns(list(functions), rounds):
+        if r < most[label]:
+            stats[label].update(once(label, inner[label]) / inner[label])
     return {label: _summary(s, inner[label]) for label, s in stats.items()}
 
 

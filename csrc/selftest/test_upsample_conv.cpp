@@ -51,6 +51,46 @@ void each_product(const Shape& s, F f) {
         }
 }
 
+/// Pictures squashed and not, cut and weighted, against plain loops over z (before the activation).
+template <class T, class W>
+void check_loss(const Shape& s, vk::UpsampleConvSizes sizes, const std::vector<T>& x, const std::vector<W>& weight,
+                const std::vector<W>& bias, const std::vector<double>& z) {
+  sizes.activation = Activation::none;
+  const int64_t height = s.height * s.scale, width = s.width * s.scale;
+  for (const bool squash : {false, true}) {
+    const int64_t rows = squash ? height - 1 : height, columns = squash ? width : width - width / 3;
+    std::vector<uint8_t> target(size_t(s.batch * rows * columns * s.out));
+    std::vector<float> share(size_t(s.batch * rows * columns));
+    Random random(5);
+    for (uint8_t& t : target) t = uint8_t(random.uniform(0, 255.9f));
+    for (float& v : share) v = random.uniform(0, 1) / float(share.size());
+    std::vector<double> grad(z.size());
+    double expected = 0;
+    for (int64_t b = 0; b < s.batch; ++b)
+      for (int64_t y = 0; y < rows; ++y)
+        for (int64_t u = 0; u < columns; ++u)
+          for (int64_t c = 0; c < s.out; ++c) {
+            const size_t at = size_t(((b * height + y) * width + u) * s.out + c);
+            const size_t pixel = size_t((b * rows + y) * columns + u);
+            const double w = squash ? double(share[pixel]) : 1.0 / double(target.size());
+            const double picture = squash ? 0.5 * std::tanh(z[at]) + 0.5 : z[at];
+            const double d = picture - target[pixel * size_t(s.out) + size_t(c)] / 255.0;
+            expected += w * (0.25 * std::fabs(d) + 0.75 * d * d);
+            grad[at] =
+                w * ((d > 0 ? 0.25 : -0.25) + 1.5 * d) * (squash ? 0.5 * (1 - std::pow(std::tanh(z[at]), 2)) : 1);
+          }
+    float loss = -1;
+    std::vector<T> got(z.size(), selftest::element<T>(7));
+    const vk::UpsampleConvLoss a{
+        sizes,      x.data(), weight.data(), bias.data(), target.data(), squash ? share.data() : nullptr,
+        rows,       columns,  0.25f,         0.75f,       squash,        &loss,
+        got.data(), nullptr};
+    VK_CPU_CALL(upsample_conv_loss, a);
+    VK_EXPECT(std::fabs(double(loss) - expected) <= 2e-6 * (expected + 1e-30));
+    VK_EXPECT(selftest::relative_error(got, grad) <= 2 * selftest::rounding<T>());
+  }
+}
+
 template <class T, class W>
 void check(bool without_tiles) {
   for (const Shape& s : kShapes) {
@@ -90,6 +130,7 @@ void check(bool without_tiles) {
     VK_EXPECT(selftest::relative_error(got, out) <= selftest::rounding<T>());
     VK_EXPECT(selftest::relative_error(got_derivative, derivative) <= selftest::rounding<T>());
 
+    if constexpr (!std::is_same_v<T, vk::f16>) check_loss(s, sizes, x, weight, bias, z);
     std::vector<bool> counted(grad.size());
     each_product(s, [&](size_t to, size_t from, size_t w, size_t o) {
       double dz = selftest::number(grad[to]);

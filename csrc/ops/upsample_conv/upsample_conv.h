@@ -49,8 +49,32 @@ struct UpsampleConvBackward {
   void* scratch;      // CUDA only
 };
 
+/// The last layer of a decoder and the difference of its pictures from frames, which never reach memory:
+///   picture = z, or (tanh z + 1) / 2;   d = picture - target / 255 where there is a target
+///   loss    = sum over pixels share[pixel] * sum over c (l1 |d| + l2 d^2)
+///   grad_z  = the loss's derivative by z; 0 where there is no target
+struct UpsampleConvLoss {
+  UpsampleConvSizes sizes;  // Activation::none; never f16, whose range the gradient of a mean would leave
+  const void* x;            // [B, H, W, I]
+  const void* weight;       // [C s s, I, kh, kw]
+  const void* bias;         // [C s s] or null
+  const uint8_t* target;    // [B, rows, columns, C]: the top left of the pictures
+  const float* share;       // [B, rows, columns], or null: all numbers count the same, together 1
+  int64_t rows, columns;
+  float l1, l2;
+  bool squash;    // the picture is (tanh z + 1) / 2
+  float* loss;    // one number
+  void* grad_z;   // [B, H s, W s, C]
+  void* scratch;  // CUDA only
+  float even() const {
+    const int64_t n = sizes.batch * rows * columns * sizes.out;
+    return n > 0 ? 1.0f / float(n) : 0.0f;
+  }
+};
+
 VK_CPU_KERNEL(upsample_conv, (const UpsampleConv& a))
 VK_CPU_KERNEL(upsample_conv_backward, (const UpsampleConvBackward& a))
+VK_CPU_KERNEL(upsample_conv_loss, (const UpsampleConvLoss& a))
 
 /// Parts of the pixels whose weight gradients the CUDA kernels sum apart: fixed by the sizes, whatever the card.
 inline int64_t upsample_conv_chunks(const UpsampleConvSizes& s) {
@@ -69,7 +93,15 @@ inline int64_t upsample_conv_scratch(const UpsampleConvSizes& s, bool backward) 
   const int64_t pack = forward_pack > backward_pack ? forward_pack : backward_pack;
   return sums > pack ? sums : pack;
 }
+/// Of the loss: the packed weights, then a double for every block.
+inline int64_t upsample_conv_loss_blocks(const UpsampleConvSizes& s) {
+  return (s.batch * s.height * s.width + 63) / 64 * ((s.out * s.scale * s.scale + 63) / 64);
+}
+inline int64_t upsample_conv_loss_scratch(const UpsampleConvSizes& s) {
+  return (upsample_conv_scratch(s, false) + 1) / 2 * 2 + 2 * upsample_conv_loss_blocks(s);
+}
 void upsample_conv_cuda(const UpsampleConv& a, void* stream);
 void upsample_conv_backward_cuda(const UpsampleConvBackward& a, void* stream);
+void upsample_conv_loss_cuda(const UpsampleConvLoss& a, void* stream);
 
 }  // namespace vk

@@ -119,7 +119,61 @@ UpsampleConvBackward backward_args(int device, const Tensor& grad_out, const Ten
           data_of(scratch)};
 }
 
+UpsampleConvLoss loss_args(int device, const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& target,
+                           const Tensor& share, const Tensor& loss, const Tensor& grad_z, const Tensor& scratch,
+                           int64_t scale, bool squash, double l1, double l2) {
+  const Check check("upsample_conv_loss", device,
+                    {{"x", &x},
+                     {"weight", &weight},
+                     {"bias", &bias},
+                     {"target", &target},
+                     {"share", &share},
+                     {"loss", &loss},
+                     {"grad_z", &grad_z},
+                     {"scratch", &scratch}});
+  const UpsampleConvSizes s = sizes_of(check, x, weight, bias, scale, int64_t(Activation::none));
+  check.dtype(x, {Dtype::f32, Dtype::bf16});
+  check.shape(target, {s.batch, -1, -1, s.out});
+  check.dtype(target, {Dtype::u8});
+  check.contiguous(target);
+  check.require(target.size(1) <= s.height * s.scale && target.size(2) <= s.width * s.scale,
+                "`target` is larger than the pictures.");
+  if (share.defined()) {
+    check.shape(share, {s.batch, target.size(1), target.size(2)});
+    check.dtype(share, {Dtype::f32});
+    check.contiguous(share);
+  }
+  check.shape(loss, {});
+  check.dtype(loss, {Dtype::f32});
+  check.output(loss);
+  image(check, grad_z, s, x);
+  check.output(grad_z);
+  need_scratch(check, scratch, upsample_conv_loss_scratch(s));
+  return {s,
+          x.data(),
+          weight.data(),
+          data_of(bias),
+          static_cast<const uint8_t*>(target.data()),
+          static_cast<const float*>(data_of(share)),
+          target.size(1),
+          target.size(2),
+          float(l1),
+          float(l2),
+          squash,
+          static_cast<float*>(loss.data()),
+          grad_z.data(),
+          data_of(scratch)};
+}
+
 #ifdef VK_BUILD_CPU
+void loss_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& target, const Tensor& share,
+              const Tensor& loss, const Tensor& grad_z, const Tensor& scratch, int64_t scale, bool squash, double l1,
+              double l2) {
+  const UpsampleConvLoss a =
+      loss_args(kDLCPU, x, weight, bias, target, share, loss, grad_z, scratch, scale, squash, l1, l2);
+  VK_CPU_CALL(upsample_conv_loss, a);
+}
+
 void forward_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& out, const Tensor& derivative,
                  const Tensor& scratch, int64_t scale, int64_t activation) {
   const UpsampleConv a = forward_args(kDLCPU, x, weight, bias, out, derivative, scratch, scale, activation);
@@ -140,6 +194,23 @@ void backward_cpu(const Tensor& grad_out, const Tensor& x, const Tensor& weight,
 #endif
 
 #ifdef VK_GPU
+void loss_cuda(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& target, const Tensor& share,
+               const Tensor& loss, const Tensor& grad_z, const Tensor& scratch, int64_t scale, bool squash, double l1,
+               double l2) {
+  const UpsampleConvLoss a =
+      loss_args(kGpuDevice, x, weight, bias, target, share, loss, grad_z, scratch, scale, squash, l1, l2);
+  GpuLaunch launch("upsample_conv_loss", {{"x", &x, GpuLaunch::Buffer::in},
+                                          {"weight", &weight, GpuLaunch::Buffer::in},
+                                          {"bias", &bias, GpuLaunch::Buffer::in},
+                                          {"target", &target, GpuLaunch::Buffer::in},
+                                          {"share", &share, GpuLaunch::Buffer::in},
+                                          {"loss", &loss, GpuLaunch::Buffer::out},
+                                          {"grad_z", &grad_z, GpuLaunch::Buffer::out},
+                                          {"scratch", &scratch, GpuLaunch::Buffer::out}});
+  upsample_conv_loss_cuda(a, launch.stream());
+  launch.finish();
+}
+
 void forward_cuda(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& out,
                   const Tensor& derivative, const Tensor& scratch, int64_t scale, int64_t activation) {
   const UpsampleConv a = forward_args(kGpuDevice, x, weight, bias, out, derivative, scratch, scale, activation);
@@ -183,10 +254,12 @@ void register_upsample_conv(py::module_& m) {
 #ifdef VK_BUILD_CPU
   m.def("upsample_conv_cpu", &forward_cpu);
   m.def("upsample_conv_backward_cpu", &backward_cpu);
+  m.def("upsample_conv_loss_cpu", &loss_cpu);
 #endif
 #ifdef VK_GPU
   m.def("upsample_conv_cuda", &forward_cuda);
   m.def("upsample_conv_backward_cuda", &backward_cuda);
+  m.def("upsample_conv_loss_cuda", &loss_cuda);
 #endif
 }
 

@@ -36,10 +36,11 @@ void end([[maybe_unused]] Unit unit) {
 #endif
 }
 
-template <class T, class W>
-void forward(const UpsampleConv& a, Unit unit) {
-  const UpsampleConvSizes& s = a.sizes;
-  const Plan p(s, unit);
+/// Calls f(strip, image row of the output, first number in it, z, n) for pieces of rows, one strip from one thread.
+template <class T, class W, class F>
+void convolve(const Plan& p, const void* x0, const void* weight, const void* bias0, F f) {
+  const UpsampleConvSizes& s = p.s;
+  const Unit unit = p.unit;
   const Runs runs(unit, s.kw * p.in / p.per_word);
   const int64_t tiles = ceil_div(p.row_out, 16);
   Scratch<int64_t> offset(size_t(s.kh));
@@ -47,10 +48,10 @@ void forward(const UpsampleConv& a, Unit unit) {
   const Product product{runs, s.kh, p.in * p.size, offset.data(), tiles, p.row_out};
   Scratch<uint32_t> weights(size_t(s.scale * tiles * product.tile_words()));
   Scratch<float> bias(size_t(s.scale * tiles * 16));
-  pack_forward<T>(p, runs, static_cast<const W*>(a.weight), weights.data());
+  pack_forward<T>(p, runs, static_cast<const W*>(weight), weights.data());
   for (int64_t i = 0; i < s.scale * tiles * 16; ++i) {
     const int64_t dy = i / (tiles * 16), j = i % (tiles * 16);
-    bias[size_t(i)] = a.bias && j < p.row_out ? to_float(static_cast<const W*>(a.bias)[filter_of(s, dy, j)]) : 0.0f;
+    bias[size_t(i)] = bias0 && j < p.row_out ? to_float(static_cast<const W*>(bias0)[filter_of(s, dy, j)]) : 0.0f;
   }
   parallel_for(s.batch * p.strips, 1, [&](int64_t i0, int64_t i1) {
     Scratch<char> strip(size_t(p.strip_numbers(p.in) * p.size));
@@ -58,7 +59,7 @@ void forward(const UpsampleConv& a, Unit unit) {
     begin(unit, 16, runs.words, p.row_out < 16 ? p.row_out : 16);
     for (int64_t i = i0; i < i1; ++i) {
       const int64_t b = i / p.strips, first = i % p.strips * p.rows, height = p.strip_height(i % p.strips);
-      const T* x = static_cast<const T*>(a.x) + b * s.height * s.width * s.in;
+      const T* x = static_cast<const T*>(x0) + b * s.height * s.width * s.in;
       if (unit == Unit::fma)
         fill_strip<float, T>(p, x, nullptr, first, height, s.width * s.in, s.in, p.in,
                              reinterpret_cast<float*>(strip.data()));
@@ -72,20 +73,114 @@ void forward(const UpsampleConv& a, Unit unit) {
           multiply(unit, product, strip.data() + m0 * product.pixel, n,
                    weights.data() + dy * tiles * product.tile_words(), bias.data() + dy * tiles * 16, z.data());
           each_segment(p, m0, n, [&](int64_t y, int64_t px, int64_t at, int64_t count) {
-            const int64_t row = (b * s.height + first + y) * s.scale + dy, to = (row * s.width + px) * p.row_out;
-            const float* from = z.data() + at * p.row_out;
-            T *out = a.out ? static_cast<T*>(a.out) + to : nullptr,
-              *derivative = a.derivative ? static_cast<T*>(a.derivative) + to : nullptr;
-#if defined(VK_UPCONV_BF16)
-            if (unit != Unit::fma) return activate_by_hardware(s.activation, from, count * p.row_out, out, derivative);
-#endif
-            activate(s.activation, from, count * p.row_out, out, derivative);
+            const int64_t row = (b * s.height + first + y) * s.scale + dy;
+            f(i, row, px * p.row_out, z.data() + at * p.row_out, count * p.row_out);
           });
         }
       }
     }
     end(unit);
   });
+}
+
+template <class T, class W>
+void forward(const UpsampleConv& a, Unit unit) {
+  const Plan p(a.sizes, unit);
+  convolve<T, W>(p, a.x, a.weight, a.bias, [&](int64_t, int64_t row, int64_t at, const float* z, int64_t n) {
+    const int64_t to = row * a.sizes.width * p.row_out + at;
+    T *out = a.out ? static_cast<T*>(a.out) + to : nullptr,
+      *derivative = a.derivative ? static_cast<T*>(a.derivative) + to : nullptr;
+#if defined(VK_UPCONV_BF16)
+    if (unit != Unit::fma) return activate_by_hardware(a.sizes.activation, z, n, out, derivative);
+#endif
+    activate(a.sizes.activation, z, n, out, derivative);
+  });
+}
+
+// ---- loss
+
+typedef uint8_t PartB __attribute__((vector_size(kPartLanes)));
+
+struct Differ {
+  const V16 l1, l2, twice;
+  explicit Differ(const UpsampleConvLoss& a) : l1(a.l1), l2(a.l2), twice(2 * a.l2) {}
+
+  /// Sixteen numbers of the loss from z, which becomes the gradient.
+  template <bool kSquash>
+  VK_INLINE V16 loss(const uint8_t* target, const V16& share, V16& z) const {
+    V16 t;
+    VK_EACH_PART {
+      PartB bytes;
+      std::memcpy(&bytes, target + i * kPartLanes, sizeof bytes);
+      t.p[i] = __builtin_convertvector(__builtin_convertvector(bytes, PartI), PartF);
+    }
+    V16 slope = share;
+    if constexpr (kSquash) {
+      const V16 e = exp2(min(V16(60.0f), max(V16(-60.0f), z * V16(-2.88539008f))));  // exp(-2 z)
+      const V16 picture = V16(1.0f) / (V16(1.0f) + e);
+      slope = slope * (V16(2.0f) * picture * picture * e);
+      VK_EACH_PART z.p[i] = z.p[i] == z.p[i] ? picture.p[i] : z.p[i];
+    }
+    const V16 d = madd(t, V16(-1.0f / 255), z), size = absolute(d);
+    V16 sign;
+    const PartF one = spread(1.0f);
+    VK_EACH_PART sign.p[i] = (PartF)(((PartI)one & (d.p[i] > 0.0f)) | ((PartI)(-one) & (d.p[i] < 0.0f)));
+    z = slope * madd(d, twice, sign * l1);
+    return share * madd(d * d, l2, size * l1);
+  }
+
+  /// n numbers of a row from `first` on; `share` of each pixel of the row, or null for `even`.
+  template <bool kSquash>
+  V16 run(const uint8_t* target, const float* share, int64_t first, int64_t channels, const V16& even, float* z,
+          int64_t n) const {
+    V16 sum(0.0f), each = even;
+    for (int64_t i = 0; i < n; i += 16) {
+      const int64_t count = n - i < 16 ? n - i : 16;
+      if (share) {
+        float lane[16] = {};
+        for (int64_t k = 0; k < count; ++k) lane[k] = share[(first + i + k) / channels];
+        each = load(lane);
+      }
+      if (count == 16) {
+        V16 v = load(z + i);
+        sum = sum + loss<kSquash>(target + i, each, v);
+        store(z + i, v);
+      } else {
+        uint8_t bytes[16] = {};
+        std::memcpy(bytes, target + i, size_t(count));
+        V16 v = load_some(z + i, count), part = loss<kSquash>(bytes, each, v);
+        sum = sum + load_some(reinterpret_cast<const float*>(&part), count);
+        store_some(z + i, v, count);
+      }
+    }
+    return sum;
+  }
+};
+
+template <class T, class W>
+void loss(const UpsampleConvLoss& a, Unit unit) {
+  const UpsampleConvSizes& s = a.sizes;
+  const Plan p(s, unit);
+  Scratch<double> sums(size_t(s.batch * p.strips + 1));
+  std::memset(sums.data(), 0, sums.size() * sizeof(double));
+  const int64_t width = s.width * p.row_out, seen = a.columns * s.out, rows = s.height * s.scale;
+  const V16 even(a.even());
+  const Differ differ(a);
+  convolve<T, W>(p, a.x, a.weight, a.bias, [&](int64_t strip, int64_t row, int64_t at, float* z, int64_t n) {
+    T* to = static_cast<T*>(a.grad_z) + row * width + at;
+    const int64_t b = row / rows, y = row - b * rows, left = y < a.rows ? seen - at : 0;
+    const int64_t there = left < 0 ? 0 : left < n ? left : n, from = (b * a.rows + y) * a.columns;
+    const uint8_t* target = a.target + from * s.out + at;
+    const float* share = a.share ? a.share + from : nullptr;
+    const V16 sum = a.squash ? differ.run<true>(target, share, at, s.out, even, z, there)
+                             : differ.run<false>(target, share, at, s.out, even, z, there);
+    if (there < n) std::memset(z + there, 0, size_t(n - there) * sizeof(float));
+    copy_numbers<T, float>(unit, z, nullptr, to, n);
+    sums[size_t(strip)] += double(vk::sum(sum));
+  });
+  double total = 0;
+  for (int64_t i = 0; i < s.batch * p.strips; ++i) total += sums[size_t(i)];
+  *a.loss = float(total);
 }
 
 // ---- backward
@@ -130,17 +225,23 @@ int64_t spread_words(const Plan& p, const char* strip, int64_t plane, int64_t po
 
 /// sum[n] += the numbers of column n.
 void add_columns(Unit unit, const uint32_t* words, int64_t steps, int64_t columns, float* sum) {
+  constexpr int64_t kPiece = 128;
   for (int64_t n = 0; n < columns; n += 16) {
-    V16 a(0.0f), b(0.0f);
-    for (int64_t k = 0; k < steps; ++k) {
-      I16 w;
-      std::memcpy(&w, words + k * columns + n, sizeof w);
-      VK_EACH_PART {
-        a.p[i] += unit == Unit::fma ? (PartF)w.p[i] : (PartF)(w.p[i] << 16);
-        b.p[i] += unit == Unit::fma ? PartF{} : (PartF)(w.p[i] & int32_t(0xffff0000u));
+    V16 total = load(sum + n);
+    for (int64_t k0 = 0; k0 < steps; k0 += kPiece) {
+      const int64_t k1 = steps - k0 < kPiece ? steps : k0 + kPiece;
+      V16 a(0.0f), b(0.0f);
+      for (int64_t k = k0; k < k1; ++k) {
+        I16 w;
+        std::memcpy(&w, words + k * columns + n, sizeof w);
+        VK_EACH_PART {
+          a.p[i] += unit == Unit::fma ? (PartF)w.p[i] : (PartF)(w.p[i] << 16);
+          b.p[i] += unit == Unit::fma ? PartF{} : (PartF)(w.p[i] & int32_t(0xffff0000u));
+        }
       }
+      total = total + (a + b);
     }
-    store(sum + n, load(sum + n) + (a + b));
+    store(sum + n, total);
   }
 }
 
@@ -351,6 +452,12 @@ void with_types(const UpsampleConvSizes& s, F f) {
 void upsample_conv(const UpsampleConv& a) {
   if (a.sizes.batch * a.sizes.height * a.sizes.width == 0) return;
   with_types(a.sizes, [&]<class T, class W>(T, W) { forward<T, W>(a, unit_of(a.sizes)); });
+}
+
+void upsample_conv_loss(const UpsampleConvLoss& a) {
+  *a.loss = 0;
+  if (a.sizes.batch * a.sizes.height * a.sizes.width == 0) return;
+  with_types(a.sizes, [&]<class T, class W>(T, W) { loss<T, W>(a, unit_of(a.sizes)); });
 }
 
 void upsample_conv_backward(const UpsampleConvBackward& a) {

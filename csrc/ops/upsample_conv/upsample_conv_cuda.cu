@@ -6,6 +6,7 @@
 //   image     forward: a block owns 64 pixels of x and 64 of the O columns (dy, dx, c); sums go over taps and channels
 //   of x.
 //             backward: 64 pixels of grad_x and 64 of its channels; sums go over taps and the columns of dz.
+//   loss      as image forward; what a lane owns becomes its pictures' loss and gradient, a block's loss one double.
 //   weight    a block owns 64 columns of dz, 64 of the (tap, channel) pairs and a chunk of the pixels. One more pair
 //   sees
 //             ones: its sum is the bias gradient. Partial sums go to scratch, [chunk][O][taps * I + 1].
@@ -13,6 +14,7 @@
 // dz = grad_out * derivative is formed while it is loaded, rounded to the type of the images. No atomics.
 #include "device/vk_device.cuh"
 #include "device/vk_mma.cuh"
+#include "device/vk_reduce.cuh"
 #include "ops/upsample_conv/upsample_conv.h"
 
 namespace vk {
@@ -173,17 +175,16 @@ __device__ __forceinline__ void activate(Activation activation, float z, float& 
   }
 }
 
+/// The sums of this block's pixels and columns.
 template <bool kBackward, class T>
-__global__ void __launch_bounds__(kThreads) upsample_conv_image_kernel(Image<T> a) {
-  __shared__ __align__(16) T left[kTile][kRow<T>];
-  __shared__ __align__(16) T right[kTile][kRow<T>];
+__device__ __forceinline__ void image_sums(const Image<T>& a, T (*left)[kRow<T>], T (*right)[kRow<T>],
+                                           float (&acc)[2][4][4]) {
   const Sizes& s = a.s;
   const int64_t depth = kBackward ? s.columns : s.in, rows = kBackward ? s.in : s.columns;
   const int64_t padded = (depth + kStep - 1) / kStep * kStep;
   const int row = int(threadIdx.x) / 2, half = int(threadIdx.x) % 2 * 8;
   const int64_t m = int64_t(blockIdx.x) * kTile + row, n = int64_t(blockIdx.y) * kTile + row;
   const Pixel pixel = pixel_of(s, m < s.pixels ? m : 0);
-  float acc[2][4][4] = {};
   for (int64_t tap = 0; tap < s.kh * s.kw; ++tap) {
     const int64_t ky = tap / s.kw - s.kh / 2, kx = tap % s.kw - s.kw / 2;
     const Pixel p{pixel.b, kBackward ? pixel.y - ky : pixel.y + ky, kBackward ? pixel.x - kx : pixel.x + kx};
@@ -210,23 +211,92 @@ __global__ void __launch_bounds__(kThreads) upsample_conv_image_kernel(Image<T> 
       __syncthreads();
     }
   }
+}
+
+/// z at (pixel, column) of what each_sum gives, with its bias.
+template <class T>
+__device__ __forceinline__ float with_bias(const Image<T>& a, int64_t column, float sum) {
+  if (!a.bias) return sum;
+  const int64_t o = filter_of(a.s, column);
+  return sum + (a.fine_bias ? static_cast<const float*>(a.bias)[o] : to_float(static_cast<const T*>(a.bias)[o]));
+}
+
+template <bool kBackward, class T>
+__global__ void __launch_bounds__(kThreads, 1) upsample_conv_image_kernel(Image<T> a) {
+  __shared__ __align__(16) T left[kTile][kRow<T>];
+  __shared__ __align__(16) T right[kTile][kRow<T>];
+  const Sizes& s = a.s;
+  const int64_t rows = kBackward ? s.in : s.columns;
+  float acc[2][4][4] = {};
+  image_sums<kBackward>(a, left, right, acc);
   each_sum(acc, [&](int i, int j, float sum) {
     const int64_t at = int64_t(blockIdx.x) * kTile + i, column = int64_t(blockIdx.y) * kTile + j;
     if (at >= s.pixels || column >= rows) return;
     if constexpr (kBackward) {
       a.out[at * s.in + column] = from_float<T>(sum);
     } else {
-      if (a.bias) {
-        const int64_t o = filter_of(s, column);
-        sum += a.fine_bias ? static_cast<const float*>(a.bias)[o] : to_float(static_cast<const T*>(a.bias)[o]);
-      }
       float value = 0, slope = 0;
-      activate(a.activation, sum, value, slope);
+      activate(a.activation, with_bias(a, column, sum), value, slope);
       const int64_t to = shuffled(s, pixel_of(s, at), column);
       if (a.out) a.out[to] = from_float<T>(value);
       if (a.slope) a.slope[to] = from_float<T>(slope);
     }
   });
+}
+
+// ---- the loss of the last layer
+
+struct Loss {
+  const uint8_t* target;
+  const float* share;  // may be null
+  double* sums;        // of the blocks
+  int64_t rows, columns;
+  float even, l1, l2;
+  bool squash;
+};
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, 1) upsample_conv_loss_kernel(Image<T> a, Loss loss) {
+  __shared__ __align__(16) T left[kTile][kRow<T>];
+  __shared__ __align__(16) T right[kTile][kRow<T>];
+  __shared__ double scratch[32];
+  const Sizes& s = a.s;
+  float acc[2][4][4] = {};
+  image_sums<false>(a, left, right, acc);
+  double part = 0;
+  each_sum(acc, [&](int i, int j, float sum) {
+    const int64_t at = int64_t(blockIdx.x) * kTile + i, n = int64_t(blockIdx.y) * kTile + j;
+    if (at >= s.pixels || n >= s.columns) return;
+    const Pixel p = pixel_of(s, at);
+    const int64_t dy = n / s.run, c = n % s.out, y = p.y * s.scale + dy, x = p.x * s.scale + n % s.run / s.out;
+    float grad = 0;
+    if (y < loss.rows && x < loss.columns) {
+      float picture = with_bias(a, n, sum), slope = 1;
+      if (loss.squash) {
+        const float e = expf(-2 * fminf(fmaxf(picture, -30.0f), 30.0f));
+        const float value = 1 / (1 + e);
+        slope = 2 * value * value * e;
+        picture = picture == picture ? value : picture;
+      }
+      const int64_t from = (p.b * loss.rows + y) * loss.columns + x;
+      const float d = picture - float(loss.target[from * s.out + c]) * (1.0f / 255);
+      const float share = loss.share ? loss.share[from] : loss.even, sign = float(d > 0) - float(d < 0);
+      part += double(share * (loss.l1 * fabsf(d) + loss.l2 * d * d));
+      grad = share * slope * (loss.l1 * sign + 2 * loss.l2 * d);
+    }
+    a.slope[shuffled(s, p, n)] = from_float<T>(grad);
+  });
+  part = block_sum(part, scratch);
+  if (threadIdx.x == 0) loss.sums[int64_t(blockIdx.y) * gridDim.x + blockIdx.x] = part;
+}
+
+/// One block; a thread adds every kThreads-th sum.
+__global__ void upsample_conv_total_kernel(const double* __restrict__ sums, int64_t n, float* __restrict__ loss) {
+  __shared__ double scratch[32];
+  double part = 0;
+  for (int64_t i = threadIdx.x; i < n; i += kThreads) part += sums[i];
+  part = block_sum(part, scratch);
+  if (threadIdx.x == 0) *loss = float(part);
 }
 
 // ---- the gradient of the weight
@@ -324,6 +394,25 @@ void forward(const UpsampleConv& a, vk_stream_t stream) {
 }
 
 template <class T, class W>
+void loss(const UpsampleConvLoss& a, vk_stream_t stream) {
+  const Sizes s = sizes_of(a.sizes);
+  float* scratch = static_cast<float*>(a.scratch);
+  double* sums = reinterpret_cast<double*>(scratch + (upsample_conv_scratch(a.sizes, false) + 1) / 2 * 2);
+  if (s.pixels > 0) {
+    T* packed = static_cast<T*>(a.scratch);
+    pack<false, T, W>(a.weight, packed, s, stream);
+    const Image<T> image{
+        static_cast<const T*>(a.x), nullptr,          packed, a.bias, nullptr, static_cast<T*>(a.grad_z),
+        std::is_same_v<W, float>,   Activation::none, s};
+    const Loss loss{a.target, a.share, sums, a.rows, a.columns, a.even(), a.l1, a.l2, a.squash};
+    VK_LAUNCH((upsample_conv_loss_kernel<T>), dim3(blocks(s.pixels, kTile), blocks(s.columns, kTile)), kThreads, 0,
+              stream, image, loss);
+  }
+  VK_LAUNCH((upsample_conv_total_kernel), 1, kThreads, 0, stream, sums,
+            s.pixels > 0 ? upsample_conv_loss_blocks(a.sizes) : 0, a.loss);
+}
+
+template <class T, class W>
 void backward(const UpsampleConvBackward& a, vk_stream_t stream) {
   const Sizes s = sizes_of(a.sizes);
   const int64_t pairs = s.kh * s.kw * s.in + 1, chunks = upsample_conv_chunks(a.sizes);
@@ -359,6 +448,14 @@ void with_types(const UpsampleConvSizes& s, F f) {
 }
 
 }  // namespace
+
+void upsample_conv_loss_cuda(const UpsampleConvLoss& a, void* stream) {
+  if (a.sizes.out == 0) return;
+  const auto run = [&]<class T, class W>(T, W) { loss<T, W>(a, static_cast<vk_stream_t>(stream)); };
+  if (a.sizes.element == Element::f32) return run(float{}, float{});
+  if (a.sizes.weight_element == Element::f32) return run(bf16{}, float{});
+  run(bf16{}, bf16{});
+}
 
 void upsample_conv_cuda(const UpsampleConv& a, void* stream) {
   if (a.sizes.batch * a.sizes.height * a.sizes.width * a.sizes.out == 0) return;

@@ -44,6 +44,8 @@ struct Runs {
   int64_t padded() const { return chunks * words; }
 };
 
+constexpr int64_t kSumWords = 512, kSumSteps = 1024;  // that one float32 sum takes in before it is added to a total
+
 /// One product of a strip with `tiles` tiles of weights; `columns` of their 16 * tiles columns are wanted.
 struct Product {
   Runs runs;
@@ -51,6 +53,8 @@ struct Product {
   const int64_t* offset;  // [rows] bytes
   int64_t tiles, columns;
   int64_t tile_words() const { return rows * runs.padded() * 16; }
+  /// Runs that one float32 sum takes in before it is added to a total: short sums stay exact.
+  int64_t rows_of_sum() const { return runs.words < kSumWords ? kSumWords / runs.words : 1; }
 };
 
 template <int MP, int NV>
@@ -107,15 +111,22 @@ __attribute__((target("avx512bf16"),
   template <int MP, int NV>                                                                                    \
   attribute inline void name(const Product& p, const char* base, const uint32_t* weights, const float* bias,   \
                              int64_t t, float* z) {                                                            \
-    Sums<MP, NV> s;                                                                                            \
-    VK_UNROLL for (int m = 0; m < MP; ++m) VK_UNROLL for (int v = 0; v < NV; ++v) s.v[m][v] =                  \
-        bias ? load(bias + (t + v) * 16) : V16(0.0f);                                                          \
-    const int64_t step = p.tile_words() * 4;                                                                   \
+    const int64_t step = p.tile_words() * 4, group = p.rows_of_sum();                                          \
     const char* w = reinterpret_cast<const char*>(weights) + t * step;                                         \
-    for (int64_t r = 0; r < p.rows; ++r, w += p.runs.words * 64)                                               \
-      add(base + p.offset[r], p.pixel, 4, w, step, 64, p.runs.words, s);                                       \
-    VK_UNROLL for (int m = 0; m < MP; ++m) VK_UNROLL for (int v = 0; v < NV; ++v)                              \
-        store(z + m * p.columns + (t + v) * 16, s.v[m][v]);                                                    \
+    float total[MP * NV * 16];                                                                                 \
+    for (int64_t r0 = 0; r0 < p.rows; r0 += group) {                                                           \
+      const int64_t r1 = r0 + group < p.rows ? r0 + group : p.rows;                                            \
+      Sums<MP, NV> s;                                                                                          \
+      VK_UNROLL for (int m = 0; m < MP; ++m) VK_UNROLL for (int v = 0; v < NV; ++v) s.v[m][v] =                \
+          bias && r0 == 0 ? load(bias + (t + v) * 16) : V16(0.0f);                                             \
+      for (int64_t r = r0; r < r1; ++r, w += p.runs.words * 64)                                                \
+        add(base + p.offset[r], p.pixel, 4, w, step, 64, p.runs.words, s);                                     \
+      VK_UNROLL for (int m = 0; m < MP; ++m) VK_UNROLL for (int v = 0; v < NV; ++v) {                          \
+        float* sum = total + (m * NV + v) * 16;                                                                \
+        const V16 all = r0 > 0 ? load(sum) + s.v[m][v] : s.v[m][v];                                            \
+        store(r1 < p.rows ? sum : z + m * p.columns + (t + v) * 16, all);                                      \
+      }                                                                                                        \
+    }                                                                                                          \
   }                                                                                                            \
   template <int MP, int NV>                                                                                    \
   attribute inline void name##_all(const Product& p, const char* base, int64_t n, const uint32_t* weights,     \
@@ -139,12 +150,16 @@ __attribute__((target("avx512bf16"),
   template <int KM, int NV>                                                                                          \
   attribute inline void name(const char* q, int64_t q_stride, const char* dz, int64_t stride, int64_t steps,         \
                              bool fresh, float* sums) {                                                              \
-    Sums<KM, NV> s;                                                                                                  \
-    VK_UNROLL for (int m = 0; m < KM; ++m) VK_UNROLL for (int v = 0; v < NV; ++v) s.v[m][v] =                        \
-        fresh ? V16(0.0f) : load(sums + m * stride + v * 16);                                                        \
-    add(q, 4, q_stride, dz, 64, stride * 4, steps, s);                                                               \
-    VK_UNROLL for (int m = 0; m < KM; ++m) VK_UNROLL for (int v = 0; v < NV; ++v)                                    \
-        store(sums + m * stride + v * 16, s.v[m][v]);                                                                \
+    for (int64_t k = 0; k < steps; k += kSumSteps) {                                                                 \
+      Sums<KM, NV> s;                                                                                                \
+      VK_UNROLL for (int m = 0; m < KM; ++m) VK_UNROLL for (int v = 0; v < NV; ++v) s.v[m][v] = V16(0.0f);           \
+      const int64_t n = steps - k < kSumSteps ? steps - k : kSumSteps;                                               \
+      add(q + k * q_stride, 4, q_stride, dz + k * stride * 4, 64, stride * 4, n, s);                                 \
+      VK_UNROLL for (int m = 0; m < KM; ++m) VK_UNROLL for (int v = 0; v < NV; ++v) {                                \
+        float* at = sums + m * stride + v * 16;                                                                      \
+        store(at, fresh && k == 0 ? s.v[m][v] : load(at) + s.v[m][v]);                                               \
+      }                                                                                                              \
+    }                                                                                                                \
   }                                                                                                                  \
   template <int KM, int NV>                                                                                          \
   attribute inline void name##_all(const char* q, int64_t q_stride, int64_t words, const char* dz, int64_t stride,   \

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vidkernels import _check
 from vidkernels.nn.nerv.block import NeRVBlock
 
-from .frame_model import TimeEncoding, initialise, to_picture
+from .frame_model import TimeEncoding, initialise
 from .hnerv import HNeRV, hnerv_widths
 
 __all__ = ["BoostedNeRV"]
@@ -129,10 +129,10 @@ class BoostedNeRV(HNeRV):
             _check.fail("BoostedNeRV", "expected a time for each frame.", frames=frames, t=t)
         return super().encode(frames), self.times(t)
 
-    def decode(self, embedding: tuple[Tensor, Tensor]) -> Tensor:
+    def features(self, embedding: tuple[Tensor, Tensor]) -> Tensor:
         content, t = embedding
         moment = torch.sin(self.fall(torch.sin(self.rise(self.encoding(t)))))
         x = content.contiguous(memory_format=torch.channels_last)
         for block in (self.stem, *self.blocks):
             x = block(x, moment)
-        return self.crop(to_picture(self.head(x)))
+        return x

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from vidkernels.nn.nerv.block import NeRVBlock
 
-from .frame_model import FrameModel, TimeEncoding, initialise, mlp, to_picture
+from .frame_model import FrameModel, TimeEncoding, initialise, mlp
 
 __all__ = ["ENeRV"]
 
@@ -113,8 +113,8 @@ class ENeRV(FrameModel):
         """Times [B]."""
         return self.times(t)
 
-    def decode(self, embedding: Tensor) -> Tensor:
-        """Pictures at times [B]."""
+    def features(self, embedding: Tensor) -> Tensor:
+        """Of times [B]."""
         t = self.encoding(embedding)
         row, column = (self.encoding(torch.arange(n, device=t.device, dtype=torch.float64) / n) for n in self.grid)
         row, column = torch.broadcast_tensors(row.unsqueeze(1), column.unsqueeze(0))
@@ -125,7 +125,7 @@ class ENeRV(FrameModel):
         for modulate, block in zip(self.modulations, self.blocks):
             gain, offset = modulate(moment)[..., None, None].chunk(2, 1)
             x = block((_normalised(x) * gain + offset).contiguous(memory_format=torch.channels_last))
-        return self.crop(to_picture(self.head(x)))
+        return x
 
 
 def _first_block(a: int, b: int, stride: int) -> nn.Sequential:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vidkernels import _check
+from vidkernels.functional.nerv.upsample_conv import upsample_conv_loss
 from vidkernels.functional.splatting.frame_loss import frame_loss
 from vidkernels.nn.nerv.optim import MultiTensorAdam
 
@@ -100,9 +101,7 @@ def fit_video(
         target = video[shown].to(device)
         hidden = None if mask is None else mask[shown].to(device)
         inputs = [value.to(device) for value in model.inputs(video, shown, mask)]
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
-            outputs = model.outputs(*inputs)
-        loss = sum(share * picture_loss(picture, target, hidden, loss=config.loss) for share, picture in outputs)
+        loss = _loss(model, inputs, target, hidden, config)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         size = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
@@ -117,6 +116,24 @@ def fit_video(
         if callback:
             callback(step + 1, value)
     return losses
+
+
+def _loss(
+    model: FrameModel, inputs: Sequence[Tensor], target: Tensor, hidden: Tensor | None, config: FitConfig
+) -> Tensor:
+    shares = LOSSES[config.loss]
+    autocast = torch.autocast(inputs[0].device.type, torch.bfloat16, enabled=config.bf16)
+    if model.ends_in_head and not shares["ssim"]:  # the pictures need not be written
+        weight = None if hidden is None else (~hidden).float()
+        with autocast:
+            features, head = model.features(model.encode(*inputs)), model.head
+            return upsample_conv_loss(
+                features, head.weight, head.bias, target,
+                pixel_weight=weight, squash=True, l1=shares["l1"], l2=shares["l2"],
+            )  # fmt: skip
+    with autocast:
+        outputs = model.outputs(*inputs)
+    return sum(share * picture_loss(picture, target, hidden, loss=config.loss) for share, picture in outputs)
 
 
 @torch.no_grad()

@@ -75,7 +75,7 @@ class TimeEncoding(nn.Module):
 
 
 class FrameModel(nn.Module):
-    """One video as a network. Subclasses define `encode` and `decode`.
+    """One video as a network. Subclasses define `encode`, and `features` with a convolution `head` or else `decode`.
 
     Convention: times are frame numbers where they are integers, and number / frames where they are floating. Pictures
         whose size the strides do not divide are the top left of a larger one: what hangs over the right and lower edge
@@ -108,9 +108,20 @@ class FrameModel(nn.Module):
         """The embeddings of frames: of what is in them, or only of their times."""
         raise NotImplementedError
 
+    def features(self, embedding: Embedding) -> Tensor:
+        """What the last layer, the convolution `head`, makes a picture of by `to_picture`; models that end in another
+        way have none."""
+        raise NotImplementedError
+
+    @property
+    def ends_in_head(self) -> bool:
+        """Whether `features` and `head` are all there is to `decode`."""
+        kind = type(self)
+        return kind.decode is FrameModel.decode and kind.outputs is FrameModel.outputs
+
     def decode(self, embedding: Embedding) -> Tensor:
         """Pictures [B, 3, H, W] of embeddings."""
-        raise NotImplementedError
+        return self.crop(to_picture(self.head(self.features(embedding))))
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return self.decode(self.encode(*inputs))

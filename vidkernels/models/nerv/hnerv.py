@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from vidkernels import _check
 from vidkernels.nn.nerv.block import NeRVBlock
 
-from .frame_model import FrameModel, default_strides, initialise, to_picture
+from .frame_model import FrameModel, default_strides, initialise
 
 __all__ = ["ConvNeXtEncoder", "HNeRV", "hnerv_kernels", "hnerv_width", "hnerv_widths"]
 
@@ -244,11 +244,11 @@ class HNeRV(FrameModel):
             frames = F.pad(frames, (0, right, 0, down), mode="replicate")
         return self.encoder(frames)
 
-    def decode(self, embedding: Tensor) -> Tensor:
+    def features(self, embedding: Tensor) -> Tensor:
         x = self.stem(embedding.contiguous(memory_format=torch.channels_last))
         for block in self.blocks:
             x = block(x)
-        return self.crop(to_picture(self.head(x)))
+        return x
 
     def stored_parameters(self) -> int:
         """Decoder and embeddings; the encoder stays at home."""

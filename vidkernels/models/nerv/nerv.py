@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vidkernels.nn.nerv.block import NeRVBlock
 
-from .frame_model import FrameModel, TimeEncoding, initialise, mlp, to_picture
+from .frame_model import FrameModel, TimeEncoding, initialise, mlp
 
 __all__ = ["NeRV"]
 
@@ -73,10 +73,10 @@ class NeRV(FrameModel):
         """Times [B]."""
         return self.times(t)
 
-    def decode(self, embedding: Tensor) -> Tensor:
-        """Pictures at times [B]."""
+    def features(self, embedding: Tensor) -> Tensor:
+        """Of times [B]."""
         x = self.stem(self.time(embedding)).view(-1, self.width, *self.grid)
         x = x.contiguous(memory_format=torch.channels_last)
         for block in self.blocks:
             x = block(x)
-        return self.crop(to_picture(self.head(x)))
+        return x

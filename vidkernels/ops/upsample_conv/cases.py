@@ -72,7 +72,29 @@ def _flops_backward(grad_out, x, weight, bias, derivative, scale, activation, wi
     return 2.0 * products * x.shape[0] * x.shape[2] * x.shape[3] * weight.numel()
 
 
-_WEIGHTS = {_forward: (0, 1, 1, 0, 0), _backward: (0, 0, 1, 1, 0, 0, 0, 0)}
+def _loss(batch, size, channels, scale, kernel=3, cut=(0, 0), weighted=False, squash=False, l1=0.0, l2=1.0):
+    """`cut`: rows and columns that the target has fewer than the pictures."""
+
+    def args(g, dtype):
+        x, weight, bias = _numbers(batch, size, channels, 3, scale, kernel, g, dtype, 0.3)
+        rows, columns = (n * scale - c for n, c in zip(size, cut))
+        target = torch.randint(0, 256, (batch, rows, columns, 3), dtype=torch.uint8, generator=g)
+        share = torch.rand(batch, rows, columns, generator=g) / (3 * batch * rows * columns) if weighted else None
+        return x.contiguous(memory_format=torch.channels_last), weight, bias, target, share, scale, squash, l1, l2
+
+    return args
+
+
+def _bytes_loss(x, weight, bias, target, share, scale, *rest):
+    pixels = x.shape[0] * x.shape[2] * x.shape[3]
+    return x.numel() * x.element_size() + target.numel(), pixels * weight.shape[0] * x.element_size()
+
+
+def _flops_loss(x, weight, *rest):
+    return 2.0 * x.shape[0] * x.shape[2] * x.shape[3] * weight.numel()
+
+
+_WEIGHTS = {_forward: (0, 1, 1, 0, 0), _backward: (0, 0, 1, 1, 0, 0, 0, 0), _loss: (0, 1, 1, 0, 1, 0, 0, 0, 0)}
 _GRAD = ("x", "weight", "bias")
 # The stages of a small decoder at 160 x 320, two frames; the last layer of a middle-sized one at 640 x 1280.
 _STAGES = {
@@ -83,13 +105,19 @@ _STAGES = {
     "last640": (1, (320, 640), 32, 16, 2),
 }
 _HEAD = (2, (160, 320), 12, 3, 1, 3, "none")
-# A weight's gradient adds up to 204800 products, an image's up to 6300: in float32 torch is 1.1e-5 of the largest value
-# off in the former and 3e-7 in the latter, our kernels 2.7e-6 and 2.6e-6.
-_LONG_SUMS = {**ROUNDING, torch.float32: 4e-6}
 
 
 def _case(name, make, *sizes, **more):
     return Case(name, make(*sizes, **more), grad=_GRAD if make is _forward else (), rtol=ROUNDING)
+
+
+_LOSS_TYPES = torch.float32, torch.float64, torch.bfloat16
+
+
+def _loss_case(name, *sizes, make=_loss, **more):
+    args = _mixed(make, *sizes, **more) if "mixed" in name else make(*sizes, **more)
+    real = {"bytes": _bytes_loss, "flops": _flops_loss} if name.startswith("real") else {}
+    return Case(name, args, grad=_GRAD, dtypes=_LOSS_TYPES, rtol=ROUNDING, **real)
 
 
 CASES = {
@@ -132,11 +160,25 @@ CASES = {
         _case("empty", _backward, 0, (4, 5), 3, 2, 2),
         *(
             Case(
-                f"real_{name}", _backward(*sizes, stored=True), rtol=_LONG_SUMS, bytes=_bytes_backward,
+                f"real_{name}", _backward(*sizes, stored=True), rtol=ROUNDING, bytes=_bytes_backward,
                 flops=_flops_backward,
             )
             for name, sizes in _STAGES.items()
         ),
-        Case("real_head", _backward(*_HEAD), rtol=_LONG_SUMS, bytes=_bytes_backward, flops=_flops_backward),
+        Case("real_head", _backward(*_HEAD), rtol=ROUNDING, bytes=_bytes_backward, flops=_flops_backward),
+    ],
+    "upsample_conv_loss": [
+        _loss_case("tiny", 2, (2, 3), 2, 2),
+        _loss_case("tiny_squash", 1, (3, 2), 3, 1, squash=True, l1=0.5),
+        _loss_case("odd", 2, (5, 37), 7, 3, cut=(2, 5), l1=0.7, l2=0.3),
+        _loss_case("odd_weighted", 2, (11, 29), 12, 2, cut=(1, 0), weighted=True, l1=0.5),
+        _loss_case("odd_squash", 2, (13, 17), 12, 1, squash=True, weighted=True),
+        _loss_case("odd_point", 1, (9, 83), 20, 1, 1, squash=True),
+        _loss_case("odd_mixed", 2, (7, 12), 24, 2, cut=(3, 1), weighted=True),
+        _loss_case("odd_cut", 1, (6, 7), 5, 2, cut=(11, 13)),
+        _loss_case("empty", 0, (4, 5), 3, 2),
+        _loss_case("real_head", 2, (160, 320), 12, 1),
+        _loss_case("real_twice", 2, (80, 160), 16, 2),
+        _loss_case("real_squash", 1, (320, 640), 12, 1, squash=True),
     ],
 }  # fmt: skip

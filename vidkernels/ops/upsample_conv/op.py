@@ -1,4 +1,5 @@
 """upsample_conv: convolution, pixel shuffle and activation in one pass, and the gradients of all three.
+upsample_conv_loss: the last layer of a decoder and the loss of its pictures, which are never written.
 
 Beside half-precision images, weight and bias may be float32: they are rounded as autocast would, and their gradients
 stay in float32. Numbers lie in memory as [B, H, W, C] whatever the logical order says, so outputs are channels_last.
@@ -55,7 +56,7 @@ def _rows(x):
     return x.permute(0, 2, 3, 1).contiguous()
 
 
-def _scratch(kernel, x, weight, backward):
+def _scratch(kernel, x, weight, backward, loss=False):
     """The CUDA kernels' working memory, as upsample_conv_scratch in csrc/ops/upsample_conv/upsample_conv.h has it."""
     if not kernel.__name__.endswith("_cuda"):
         return None
@@ -65,6 +66,9 @@ def _scratch(kernel, x, weight, backward):
         sums = filters * (kh * kw * channels + 1)
         chunks = min(64, -(-x.shape[0] * x.shape[2] * x.shape[3] // 1024), (1 << 23) // max(1, sums))
         floats = max(floats, kh * kw * channels * -(-filters // 16) * 16, max(1, chunks) * sums)
+    if loss:
+        blocks = -(-x.shape[0] * x.shape[2] * x.shape[3] // 64) * -(-filters // 64)
+        floats = -(-floats // 2) * 2 + 2 * blocks
     return torch.empty(floats, dtype=torch.float32, device=x.device)
 
 
@@ -182,5 +186,88 @@ upsample_conv_backward = define(
         fake=_fake_backward,
         native=_native_backward,
         supports=_supports_backward,
+    )
+)
+
+
+def _fake_loss(x, weight, bias, target, share, scale, squash, l1, l2):
+    dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
+    return x.new_empty((), dtype=dtype), x.new_empty(_shape(x, weight, scale)).permute(0, 3, 1, 2)
+
+
+def _supports_loss(backend, x, weight, bias, target, share, scale, squash, l1, l2):
+    if backend != "reference" and x.dtype is torch.float16:
+        return "the gradient of a mean over a picture leaves the range of float16"
+    return _supports(backend, x, weight, bias, scale, "none")
+
+
+def _native_loss(kernel, x, weight, bias, target, share, scale, squash, l1, l2):
+    loss = torch.empty((), dtype=torch.float32, device=x.device)
+    grad = empty(_shape(x, weight, scale), x.dtype, x.device)
+    kernel(
+        _rows(x), weight.contiguous(), None if bias is None else bias.contiguous(), target.contiguous(),
+        None if share is None else share.contiguous(), loss, grad, _scratch(kernel, x, weight, False, True), scale,
+        squash, l1, l2,
+    )  # fmt: skip
+    return loss, grad.permute(0, 3, 1, 2)
+
+
+def _save_loss(ctx, inputs, output):
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*inputs[:3], output[1])
+    ctx.vk_scale = inputs[5]
+
+
+def _backward_loss(ctx, grad_loss, _):
+    x, weight, bias, grad_z = ctx.saved_tensors
+    return _loss_gradients(ctx, grad_z * grad_loss.to(grad_z.dtype), x, weight, bias is not None, ctx.vk_backend)
+
+
+def _loss_gradients(ctx, grad_z, x, weight, has_bias, backend):
+    with_x = ctx.needs_input_grad[0]
+    grad_x, grad_weight, grad_bias = upsample_conv_backward(
+        grad_z, x, weight, None, None, ctx.vk_scale, "none", with_x, backend=backend
+    )
+    return grad_x if with_x else None, grad_weight, grad_bias if has_bias else None, *(None,) * 6
+
+
+def _loss_beside(op: Op, default: Callable) -> Callable:
+    """Plain eager calls on the CPU do not multiply by an upstream gradient of 1."""
+
+    class Loss(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *args):
+            loss, grad_z = _native_loss(op._native_cpu, *args[:9])
+            ctx.save_for_backward(args[0], args[1], grad_z)
+            ctx.vk_scale, ctx.vk_bias = args[5], args[2] is not None
+            ctx.mark_non_differentiable(grad_z)
+            return loss, grad_z
+
+        @staticmethod
+        def backward(ctx, upstream, _):
+            x, weight, grad_z = ctx.saved_tensors
+            if upstream.item() != 1.0:
+                grad_z = grad_z * upstream.to(grad_z.dtype)
+            return *_loss_gradients(ctx, grad_z, x, weight, ctx.vk_bias, "cpu"), None
+
+    def apply(*args):
+        suits = args[0].is_cpu and args[9] in (None, "cpu") and op.why_not("cpu", *args[:9]) is None
+        return (Loss.apply if suits else default)(*args)
+
+    return apply
+
+
+upsample_conv_loss = define(
+    OpSpec(
+        name="upsample_conv_loss",
+        schema="(Tensor x, Tensor weight, Tensor? bias, Tensor target, Tensor? share, int scale, bool squash, "
+        "float l1, float l2) -> (Tensor, Tensor)",
+        reference=reference.upsample_conv_loss,
+        fake=_fake_loss,
+        native=_native_loss,
+        supports=_supports_loss,
+        setup_context=_save_loss,
+        backward=_backward_loss,
+        plain=_loss_beside,
     )
 )

@@ -61,3 +61,28 @@ def upsample_conv_backward(grad_out, x, weight, bias, derivative, scale, activat
     if grad_x is None:
         grad_x = x.new_empty(0, *x.shape[2:], x.shape[1]).permute(0, 3, 1, 2)
     return _channels_last(grad_x), grad_weight.to(weight.dtype).contiguous(), grad_bias.to(weight.dtype)
+
+
+def upsample_conv_loss(x, weight, bias, target, share, scale, squash, l1, l2):
+    """The loss, and its derivative by the convolution's result, shuffled."""
+    if x.numel() == 0:
+        return x.new_zeros((), dtype=_wide(x)), _empty(x, weight, scale)
+    z = _pre_activation(x, weight, bias, scale)
+    picture = z.to(_wide(x))
+    if squash:
+        picture = 0.5 * torch.tanh(picture) + 0.5
+    rows, columns = target.shape[1:3]
+    seen = picture[:, :, :rows, :columns]
+    difference = seen - target.permute(0, 3, 1, 2).to(seen.dtype) / 255
+    shares = share[:, None].to(seen.dtype) if share is not None else 1 / max(1, target.numel())
+    loss = (shares * (l1 * difference.abs() + l2 * difference.square())).sum()
+    slope = shares * (l1 * difference.sign() + 2 * l2 * difference)
+    if squash:
+        slope = slope * (2 * seen * (1 - seen))
+    grad = torch.zeros_like(z)
+    grad[:, :, :rows, :columns] = slope.to(z.dtype)
+    return loss, _channels_last(grad)
+
+
+def _wide(x):
+    return torch.float64 if x.dtype is torch.float64 else torch.float32
