@@ -1,0 +1,117 @@
+"""Named inputs of conv_int8."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from vidkernels._case import Case
+
+
+def _bytes_of(shape, g):
+    return torch.randint(0, 256, shape, generator=g, dtype=torch.uint8)
+
+
+def _args(batch, size, channels, out, scale, kernel=3, zero=7, spread=1.0):
+    """Weights and biases whose indices fill the table; `spread` times that, most lie outside."""
+
+    def args(g, dtype):
+        kh, kw = (kernel, kernel) if isinstance(kernel, int) else kernel
+        x = _bytes_of((batch, *size, channels), g)
+        filters, taps = out * scale**2, channels * kh * kw
+        weight = torch.randint(-127, 128, (filters, kh, kw, channels), generator=g, dtype=torch.int8)
+        reach = 73 * 74 * math.sqrt(taps)  # a sum's spread around the middle byte's
+        bias = (reach * torch.randn(filters, generator=g)).round()
+        bias = (bias - 127 * weight.double().sum((1, 2, 3)) + 2 * reach).int()
+        shift = torch.randint(24, 32, (filters,), generator=g, dtype=torch.int32)
+        multiplier = (torch.ldexp(spread * 64 / reach * torch.rand(filters, generator=g), shift)).round().int()
+        return x, weight, bias, multiplier, shift, _bytes_of((256,), g), zero, scale
+
+    return args
+
+
+def _strided(g, dtype):
+    x, *rest = _args(2, (5, 6), 9, 3, 2)(g, dtype)
+    return x.transpose(1, 2).contiguous().transpose(1, 2), *rest
+
+
+def _wrapping(g, dtype):
+    """Sums beyond 32 bits, any multipliers (also negative ones) and any shifts (also outside of 0 to 31)."""
+    x, weight, bias, multiplier, shift, table, zero, scale = _args(2, (4, 9), 20, 5, 2)(g, dtype)
+    low, high = -(1 << 31), 1 << 31
+    bias = torch.randint(low, high, bias.shape, generator=g).int()
+    multiplier = torch.randint(low, high, bias.shape, generator=g).int()
+    multiplier[:4] = torch.tensor([low, high - 1, 0, -1])
+    return x, weight, bias, multiplier, torch.randint(-40, 80, bias.shape, generator=g).int(), table, 255, scale
+
+
+def _full(g, dtype):
+    """The largest bytes and weights of both signs: sums of pairs that do not fit into 16 bits."""
+    x, weight, bias, multiplier, shift, table, _, scale = _args(1, (5, 17), 36, 7, 2)(g, dtype)
+    weight = torch.where(weight > 0, 127, -128).to(torch.int8)
+    weight[::3] = -128
+    return torch.full_like(x, 255), weight, bias, multiplier, shift, table, 255, scale
+
+
+def _coarse(g, dtype):
+    """Multipliers that are large beside their shifts: one unit of a sum is many indices."""
+    x, weight, bias, multiplier, shift, table, zero, scale = _args(1, (3, 8), 4, 6, 2)(g, dtype)
+    shift = torch.randint(1, 5, bias.shape, generator=g).int()
+    return x, weight, bias, torch.randint(1, 99, bias.shape, generator=g).int(), shift, table, zero, scale
+
+
+def _bytes(x, weight, bias, multiplier, shift, table, zero_point, scale):
+    pixels = x.shape[0] * x.shape[1] * x.shape[2]
+    return x.numel() + weight.numel() + 12 * len(bias) + 256, pixels * weight.shape[0]
+
+
+def _flops(x, weight, bias, multiplier, shift, table, zero_point, scale):
+    return 2.0 * x.shape[0] * x.shape[1] * x.shape[2] * weight.numel()
+
+
+# The layers of HNeRV's decoders of 1.5 and 0.35 million parameters for 640 x 1280: (grid, in, out, enlargement, kernel).
+LAYERS = {
+    "1500k": (
+        ((2, 4), 16, 68, 1, 1), ((2, 4), 68, 57, 5, 1), ((10, 20), 57, 48, 4, 3), ((40, 80), 48, 40, 4, 5),
+        ((160, 320), 40, 33, 2, 5), ((320, 640), 33, 28, 2, 5), ((640, 1280), 28, 3, 1, 3),
+    ),
+    "350k": (
+        ((2, 4), 16, 32, 1, 1), ((2, 4), 32, 27, 5, 1), ((10, 20), 27, 22, 4, 3), ((40, 80), 22, 18, 4, 5),
+        ((160, 320), 18, 15, 2, 5), ((320, 640), 15, 12, 2, 5), ((640, 1280), 12, 3, 1, 3),
+    ),
+}  # fmt: skip
+
+
+def _case(name, make):
+    return Case(name, make, dtypes=(torch.float32,), bytes=_bytes, flops=_flops)
+
+
+CASES = {
+    "conv_int8": [
+        _case("tiny", _args(2, (2, 3), 2, 1, 2)),
+        _case("odd", _args(2, (5, 37), 7, 3, 3)),
+        _case("odd_plain", _args(2, (13, 17), 12, 3, 1)),
+        _case("odd_five", _args(1, (7, 19), 5, 5, 2, 5)),
+        _case("odd_point", _args(2, (6, 7), 63, 17, 1, 1)),
+        _case("odd_one", _args(1, (3, 5), 1, 1, 1, 1)),
+        _case("odd_column", _args(2, (1, 43), 6, 4, 2, (1, 3))),
+        _case("odd_rows", _args(2, (47, 1), 6, 4, 2, (3, 1))),
+        _case("odd_wide", _args(1, (9, 83), 21, 12, 2)),
+        _case("odd_pairs", _args(1, (9, 31), 11, 7, 2)),
+        _case("odd_many_channels", _args(1, (3, 5), 131, 9, 3)),
+        _case("odd_small_frame", _args(3, (2, 4), 48, 7, 5)),
+        _case("odd_saturated", _args(1, (6, 9), 8, 6, 2, spread=300.0)),
+        _case("empty", _args(0, (4, 5), 3, 2, 2)),
+        _case("empty_picture", _args(2, (0, 5), 3, 2, 2)),
+        _case("strided", _strided),
+        _case("extreme_wrapping", _wrapping),
+        _case("extreme_full", _full),
+        _case("extreme_coarse", _coarse),
+        *(
+            _case(f"real_{size}_layer{i}", _args(1, grid, channels, out, scale, kernel))
+            for size, layers in LAYERS.items()
+            for i, (grid, channels, out, scale, kernel) in enumerate(layers)
+        ),
+    ],
+}
