@@ -1,12 +1,13 @@
-// Convolution of bytes, requantisation, a table and pixel shuffle: integers alone, so that every machine has equal bits.
+// Convolution of bytes, requantisation, a table and pixel shuffle: integers alone, so that every machine has equal
+// bits.
 //
 //   sum   = bias[o] + sum over ky, kx, i of x[b, y + ky - kh / 2, x + kx - kw / 2, i] * weight[o, ky, kx, i]
 //   index = (sum * multiplier[o] + half) >> shift[o], held within 0 to 255;  half = 2^(shift - 1)
 //   out[b, s y + dy, s x + dx, c] = table[index],  o = (c s + dy) s + dx;  x is zero_point outside.
 //
-// Sums are 32 bits wide and wrap; the product with the multiplier is 64 bits wide. Of a shift the lowest five bits count
-// (half of a shift by 0 is 0). Inside, the columns o are ordered (dy, dx, c): the s C bytes that one input pixel gives
-// to row s y + dy are then neighbours in memory.
+// Sums are 32 bits wide and wrap; the product with the multiplier is 64 bits wide. Of a shift the lowest five bits
+// count (half of a shift by 0 is 0). Inside, the columns o are ordered (dy, dx, c): the s C bytes that one input pixel
+// gives to row s y + dy are then neighbours in memory.
 #pragma once
 #include <cstdint>
 

@@ -21,6 +21,7 @@ ConvInt8 arguments(int device, const Tensor& x, const Tensor& weight, const Tens
   check.shape(weight, {-1, -1, -1, x.size(3)});
   check.dtype(weight, {Dtype::i8});
   check.contiguous(weight);
+  check.require(x.size(3) > 0, "expected at least one channel.");
   check.require(weight.size(1) % 2 == 1 && weight.size(2) % 2 == 1, "expected odd kernel sizes.");
   check.require(scale >= 1 && weight.size(0) % (scale * scale) == 0, "expected O to be a multiple of scale^2.");
   check.require(zero_point >= 0 && zero_point <= 255, "expected `zero_point` to be a byte.");

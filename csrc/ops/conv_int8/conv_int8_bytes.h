@@ -112,8 +112,8 @@ class Epilogue {
         index[i] = _mm512_mask_shuffle_epi32(high, 0x5555, low, _MM_PERM_DDBB);
       }
       constexpr __mmask64 kAll = ~__mmask64(0);
-      const __m512i bytes = _mm512_maskz_packus_epi16(
-          kAll, _mm512_maskz_packs_epi32(kAll >> 32, index[0], index[1]), _mm512_maskz_packs_epi32(kAll >> 32, index[2], index[3]));
+      const __m512i bytes = _mm512_maskz_packus_epi16(kAll, _mm512_maskz_packs_epi32(kAll >> 32, index[0], index[1]),
+                                                      _mm512_maskz_packs_epi32(kAll >> 32, index[2], index[3]));
       const __m512i near = _mm512_maskz_permutex2var_epi8(kAll, table[0], bytes, table[1]);
       const __m512i far = _mm512_maskz_permutex2var_epi8(kAll, table[2], bytes, table[3]);
       const __m512i values = _mm512_mask_blend_epi8(_mm512_movepi8_mask(bytes), near, far);

@@ -1,8 +1,7 @@
 // A thread copies a strip of x with its borders, multiplies it block by block, and turns the sums into bytes while they
 // are in its cache.
 //
-//   strip   [row][position][in]          numbers: bytes, or 16-bit ones for the unit that takes those
-//           [row][position][ky][in]      folded: a position's rows follow each other, so that kh runs become one
+//   strip   [row][position][in]    numbers: bytes, or 16-bit ones for the unit that takes those
 #include "core/parallel.h"
 #include "ops/conv_int8/conv_int8_bytes.h"
 
@@ -14,23 +13,19 @@ constexpr int64_t kStripBytes = 1 << 18;  // it should stay in the L2 cache, bes
 struct Plan {
   const ConvInt8& a;
   Unit unit;
-  bool folded;
-  int64_t size, fold;    // bytes of a number; image rows in a position
+  int64_t size;          // bytes of a number
   int64_t pitch;         // positions from a strip row to the next
   int64_t rows, strips;  // image rows of a strip, strips of an image
   Product product;
 
   Plan(const ConvInt8& conv, Unit u) : a(conv), unit(u), size(u == Unit::madd ? 2 : 1), pitch(a.width + a.kw - 1) {
-    const int64_t run = a.kw * a.in;  // numbers
-    folded = unit == Unit::tiles && a.kh > 1 && ceil_div(a.kh * run, 64) < a.kh * ceil_div(run, 64);
-    fold = folded ? a.kh : 1;
-    product.runs = a.kh / fold;
-    product.pixel = fold * a.in * size;
+    product.runs = a.kh;
+    product.pixel = a.in * size;
     product.next = pitch * product.pixel;
-    const int64_t words = ceil_div(fold * run * size, 4);
+    const int64_t words = ceil_div(a.kw * product.pixel, 4);
     product.chunks = unit == Unit::tiles ? ceil_div(words, 16) : 1;
     product.words = ceil_div(words, product.chunks);
-    rows = kStripBytes / (product.pixel * pitch) - product.runs + 1;
+    rows = kStripBytes / (product.pixel * pitch) - a.kh + 1;
     if (rows > ceil_div(a.batch * a.height, 16)) rows = ceil_div(a.batch * a.height, 16);  // work for many threads
     const int64_t least = ceil_div(512, pitch) < 4 ? 4 : ceil_div(512, pitch);
     rows = rows < least ? least : rows;
@@ -44,22 +39,12 @@ struct Plan {
     return left < rows ? left : rows;
   }
   int64_t positions(int64_t strip) const { return (strip_height(strip) - 1) * pitch + a.width; }
-  /// Products of sixteen positions look beyond the last one, and copies of 64 bytes write there.
+  /// Products of sixteen positions look beyond the last one.
   int64_t surplus() const { return 32 * product.pixel + product.chunks * product.words * 4 + 64; }
-  int64_t strip_bytes() const { return (rows + product.runs - 1) * product.next + surplus(); }
+  int64_t strip_bytes() const { return (rows + a.kh - 1) * product.next + surplus(); }
 };
 
-/// `n` bytes that are there, to where 64 may be written.
-VK_INLINE void copy_pixel(const uint8_t* from, uint8_t* to, int64_t n) {
-#if defined(__AVX512BW__)
-  for (; n > 64; n -= 64, from += 64, to += 64) _mm512_storeu_si512(to, _mm512_loadu_si512(from));
-  _mm512_storeu_si512(to, _mm512_maskz_loadu_epi8(~__mmask64(0) >> (64 - n), from));
-#else
-  std::memcpy(to, from, size_t(n));
-#endif
-}
-
-/// One image row with its border, its pixels `step` bytes apart; row null: all border. The position's first ky first.
+/// One image row with its border; row null: nothing else.
 void fill_row(const Plan& p, const uint8_t* row, uint8_t* to) {
   const ConvInt8& a = p.a;
   const int64_t border = a.kw / 2 * a.in;
@@ -78,36 +63,11 @@ void fill_row(const Plan& p, const uint8_t* row, uint8_t* to) {
   std::memset(to + border + a.width * a.in, a.zero_point, size_t(border));
 }
 
-/// The image rows from y - kh / 2 on, row by row within each position.
-void fill_folded(const Plan& p, const uint8_t* image, int64_t y, uint8_t* to) {
-  const ConvInt8& a = p.a;
-  const int64_t span = a.width * a.in, border = a.kw / 2, step = p.product.pixel;
-  const auto row_of = [&](int64_t ky) {
-    const int64_t from = y + ky - a.kh / 2;
-    return from < 0 || from >= a.height ? nullptr : image + from * span;
-  };
-  std::memset(to, a.zero_point, size_t(border * step));
-  uint8_t* q = to + border * step;
-  for (int64_t x = 0; x < a.width; ++x)
-    for (int64_t ky = 0; ky < a.kh; ++ky, q += a.in) {
-      const uint8_t* row = row_of(ky);
-      if (row)
-        copy_pixel(row + x * a.in, q, a.in);
-      else
-        std::memset(q, a.zero_point, size_t(a.in));
-    }
-  std::memset(q, a.zero_point, size_t(border * step));
-}
-
 void fill_strip(const Plan& p, const uint8_t* image, int64_t first, int64_t height, uint8_t* to) {
   const ConvInt8& a = p.a;
-  if (p.folded) {
-    for (int64_t y = 0; y < height; ++y, to += p.product.next) fill_folded(p, image, first + y, to);
-  } else {
-    for (int64_t r = 0; r < height + a.kh - 1; ++r, to += p.product.next) {
-      const int64_t y = first + r - a.kh / 2;
-      fill_row(p, y < 0 || y >= a.height ? nullptr : image + y * a.width * a.in, to);
-    }
+  for (int64_t r = 0; r < height + a.kh - 1; ++r, to += p.product.next) {
+    const int64_t y = first + r - a.kh / 2;
+    fill_row(p, y < 0 || y >= a.height ? nullptr : image + y * a.width * a.in, to);
   }
   std::memset(to, 0, size_t(p.surplus()));
 }
@@ -117,7 +77,7 @@ void pack(const Plan& p, int64_t tiles, int64_t columns, int32_t* weights, int32
   const ConvInt8& a = p.a;
   const int64_t words = p.product.chunks * p.product.words, filter = a.kh * a.kw * a.in;
   parallel_for(tiles, 1 + (1 << 17) / (16 * filter + 1), [&](int64_t i0, int64_t i1) {
-    Scratch<int32_t> run(size_t(words * p.product.runs));  // of one filter
+    Scratch<int32_t> run(size_t(words * a.kh));  // of one filter
     std::memset(run.data(), 0, run.size() * 4);
     for (int64_t t = i0; t < i1; ++t) {
       int32_t* tile = weights + t * p.product.tile_words();
@@ -127,21 +87,16 @@ void pack(const Plan& p, int64_t tiles, int64_t columns, int32_t* weights, int32
         bias[n] = n < columns ? a.bias[o] : 0;
         if (n >= columns) continue;
         const int8_t* from = a.weight + o * filter;
-        for (int64_t r = 0; r < p.product.runs; ++r) {
+        for (int64_t r = 0; r < a.kh; ++r) {
           int32_t* to = run.data() + r * words;
-          if (p.folded) {
-            int8_t* bytes = reinterpret_cast<int8_t*>(to);
-            for (int64_t kx = 0; kx < a.kw; ++kx)
-              for (int64_t ky = 0; ky < a.kh; ++ky)
-                std::memcpy(bytes + (kx * a.kh + ky) * a.in, from + (ky * a.kw + kx) * a.in, size_t(a.in));
-          } else if (p.size == 2) {
+          if (p.size == 2) {
             int16_t* wide = reinterpret_cast<int16_t*>(to);
             for (int64_t i = 0; i < a.kw * a.in; ++i) wide[i] = from[r * a.kw * a.in + i];
           } else {
             std::memcpy(to, from + r * a.kw * a.in, size_t(a.kw * a.in));
           }
         }
-        for (int64_t k = 0; k < words * p.product.runs; ++k) tile[k * 16 + l] = run[size_t(k)];
+        for (int64_t k = 0; k < words * a.kh; ++k) tile[k * 16 + l] = run[size_t(k)];
       }
     }
   });
@@ -161,6 +116,7 @@ VK_INLINE void each_segment(const Plan& p, int64_t m0, int64_t n, F f) {
 }  // namespace
 
 void conv_int8(const ConvInt8& a) {
+  if (a.batch * a.height * a.width * a.out == 0) return;
   const Unit unit = find_unit(a.avoid);
   const Plan p(a, unit);
   const int64_t columns = a.out * a.scale * a.scale, tiles = ceil_div(columns, 16);
@@ -186,8 +142,7 @@ void conv_int8(const ConvInt8& a) {
           multiply(unit, p.product, strip.data() + m0 * p.product.pixel, n, g.tiles,
                    weights.data() + t * p.product.tile_words(), bias.data() + t * 16, z.data());
           each_segment(p, m0, n, [&](int64_t y, int64_t x, int64_t at, int64_t count) {
-            uint8_t* out =
-                a.result + ((b * a.height + first + y) * a.scale * a.width + x) * epilogue.run;
+            uint8_t* out = a.result + ((b * a.height + first + y) * a.scale * a.width + x) * epilogue.run;
 #if defined(VK_INT8_UNITS)
             if (vectors) return epilogue.store_vectors(g, z.data() + at * kGroup, count, out);
 #endif

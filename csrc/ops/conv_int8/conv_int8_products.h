@@ -52,7 +52,10 @@ struct Product {
 
 #if defined(__AVX512F__)
 template <int NV>
-constexpr int kPositions = NV == 4 ? 6 : NV == 3 ? 8 : NV == 2 ? 12 : 20;
+constexpr int kPositions = NV == 4   ? 6
+                           : NV == 3 ? 8
+                           : NV == 2 ? 12
+                                     : 20;
 #elif defined(__AVX2__) || defined(__aarch64__)
 template <int NV>
 constexpr int kPositions = 5;
