@@ -5,8 +5,13 @@ from __future__ import annotations
 import math
 
 import torch
+from torch.nn import functional as F
 
 from vidkernels._case import Case
+
+LOW, HIGH = -3.2, 6.0  # what the real layers' indices 0 and 255 mean before their GELU
+OUT = (HIGH + 0.17) / 255  # and what a step of their output means
+ZERO = round(0.17 / OUT)
 
 
 def _bytes_of(shape, g):
@@ -27,6 +32,24 @@ def _args(batch, size, channels, out, scale, kernel=3, zero=7, spread=1.0):
         shift = torch.randint(24, 32, (filters,), generator=g, dtype=torch.int32)
         multiplier = (torch.ldexp(spread * 64 / reach * torch.rand(filters, generator=g), shift)).round().int()
         return x, weight, bias, multiplier, shift, _bytes_of((256,), g), zero, scale
+
+    return args
+
+
+def _layer(grid, channels, out, scale, kernel):
+    """A layer of a network: GELU in the table, few values outside of it."""
+
+    def args(g, dtype):
+        x, weight, bias, multiplier, shift, *_ = _args(1, grid, channels, out, scale, kernel)(g, dtype)
+        x = (255 * torch.rand(x.shape, generator=g) ** 4).to(torch.uint8)  # many small ones
+        spread = 57.0 * 74 * math.sqrt(weight[0].numel())
+        ratio = 24 / spread  # indices to a unit of a sum
+        bias = (89 / ratio - ZERO * weight.double().sum((1, 2, 3))).round().int()
+        shift.fill_(14 - math.ceil(math.log2(ratio)))
+        multiplier.fill_(round(ratio * 2 ** int(shift[0])))
+        z = LOW + (HIGH - LOW) / 255 * torch.arange(256, dtype=torch.float64)
+        table = (F.gelu(z) / OUT).round().add(ZERO).clamp(0, 255).to(torch.uint8)
+        return x, weight, bias, multiplier, shift, table, ZERO, scale
 
     return args
 
@@ -109,9 +132,9 @@ CASES = {
         _case("extreme_full", _full),
         _case("extreme_coarse", _coarse),
         *(
-            _case(f"real_{size}_layer{i}", _args(1, grid, channels, out, scale, kernel))
+            _case(f"real_{size}_layer{i}", _layer(*layer))
             for size, layers in LAYERS.items()
-            for i, (grid, channels, out, scale, kernel) in enumerate(layers)
+            for i, layer in enumerate(layers)
         ),
     ],
 }
