@@ -61,7 +61,7 @@ def _strided(g, dtype):
 
 def _wrapping(g, dtype):
     """Sums beyond 32 bits, any multipliers (also negative ones) and any shifts (also outside of 0 to 31)."""
-    x, weight, bias, multiplier, shift, table, zero, scale = _args(2, (4, 9), 20, 5, 2)(g, dtype)
+    x, weight, bias, multiplier, _, table, _, scale = _args(2, (4, 9), 20, 5, 2)(g, dtype)
     low, high = -(1 << 31), 1 << 31
     bias = torch.randint(low, high, bias.shape, generator=g).int()
     multiplier = torch.randint(low, high, bias.shape, generator=g).int()
@@ -79,7 +79,7 @@ def _full(g, dtype):
 
 def _coarse(g, dtype):
     """Multipliers that are large beside their shifts: one unit of a sum is many indices."""
-    x, weight, bias, multiplier, shift, table, zero, scale = _args(1, (3, 8), 4, 6, 2)(g, dtype)
+    x, weight, bias, _, _, table, zero, scale = _args(1, (3, 8), 4, 6, 2)(g, dtype)
     shift = torch.randint(1, 5, bias.shape, generator=g).int()
     return x, weight, bias, torch.randint(1, 99, bias.shape, generator=g).int(), shift, table, zero, scale
 
@@ -93,7 +93,7 @@ def _flops(x, weight, bias, multiplier, shift, table, zero_point, scale):
     return 2.0 * x.shape[0] * x.shape[1] * x.shape[2] * weight.numel()
 
 
-# The layers of HNeRV's decoders of 1.5 and 0.35 million parameters for 640 x 1280: (grid, in, out, enlargement, kernel).
+# HNeRV's decoders of 1.5 and 0.35 million parameters for 640 x 1280: (grid, in, out, enlargement, kernel) of a layer.
 LAYERS = {
     "1500k": (
         ((2, 4), 16, 68, 1, 1), ((2, 4), 68, 57, 5, 1), ((10, 20), 57, 48, 4, 3), ((40, 80), 48, 40, 4, 5),
