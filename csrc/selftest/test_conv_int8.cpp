@@ -62,3 +62,63 @@ VK_SELFTEST(conv_int8) { check(0, false); }
 VK_SELFTEST(conv_int8_with_any_multiplier) { check(0, true); }
 VK_SELFTEST(conv_int8_without_the_matrix_unit) { check(1, false); }
 VK_SELFTEST(conv_int8_by_pairs) { check(2, false); }
+
+VK_SELFTEST(decode_tail_is_two_layers) {
+  // Heads of one and several rows' reach, with and without shuffle; pictures of more than one tile of rows.
+  constexpr Shape kFirst[] = {{2, 5, 19, 7, 3, 3, 3, 3}, {1, 37, 150, 3, 64, 3, 3, 2}, {3, 7, 4, 5, 6, 1, 1, 1}};
+  for (const Shape& s : kFirst)
+    for (int64_t kernel : {1, 3, 7})
+      for (int64_t scale : {1, 2}) {
+        const int64_t filters = s.out * s.scale * s.scale, heads = 3 * scale * scale;
+        const int64_t pixels = s.batch * s.height * s.width, inner = pixels * s.scale * s.scale;
+        selftest::Random random(uint64_t(kernel * 10 + scale));
+        std::vector<uint8_t> x(size_t(pixels * s.in), 0), table(256, 0), between(size_t(inner * s.out), 7);
+        std::vector<uint8_t> expected(size_t(inner * heads), 7), out(expected.size(), 9);
+        std::vector<int8_t> weight(size_t(filters * s.kh * s.kw * s.in), 0);
+        std::vector<int8_t> head_weight(size_t(heads * kernel * kernel * s.out), 0);
+        for (auto& v : x) v = uint8_t(random.bits());
+        for (auto& v : table) v = uint8_t(random.bits());
+        for (auto& v : weight) v = int8_t(random.bits());
+        for (auto& v : head_weight) v = int8_t(random.bits());
+        const size_t most = size_t(filters > heads ? filters : heads);
+        const std::vector<int32_t> bias(most, 9000), multiplier(most, 20001), shift(most, 22);
+        vk::ConvInt8 a{s.batch,
+                       s.height,
+                       s.width,
+                       s.in,
+                       s.out,
+                       s.kh,
+                       s.kw,
+                       s.scale,
+                       3,
+                       x.data(),
+                       weight.data(),
+                       bias.data(),
+                       multiplier.data(),
+                       shift.data(),
+                       table.data(),
+                       between.data()};
+        vk::ConvInt8 b{s.batch,
+                       s.height * s.scale,
+                       s.width * s.scale,
+                       s.out,
+                       3,
+                       kernel,
+                       kernel,
+                       scale,
+                       200,
+                       between.data(),
+                       head_weight.data(),
+                       bias.data(),
+                       multiplier.data(),
+                       shift.data(),
+                       table.data(),
+                       expected.data()};
+        VK_CPU_CALL(conv_int8, a);
+        VK_CPU_CALL(conv_int8, b);
+        b.result = out.data();
+        a.result = nullptr, b.x = nullptr;
+        VK_CPU_CALL(decode_tail, a, b);
+        VK_EXPECT(out == expected);
+      }
+}

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from vidkernels.functional.nerv.integer import conv_int8, fixed_point, folded_bias
+from vidkernels.functional.nerv.integer import Integers, conv_int8, decode_tail, fixed_point, folded_bias
 
 BACKENDS = ("reference", "cpu", "simt")
 PLAIN = torch.arange(256, dtype=torch.uint8)
@@ -120,6 +120,31 @@ def test_every_instruction_set_has_the_same_bits():
     hashes = [run.communicate(timeout=100)[0] for run in runs]
     assert hashes[2]
     assert hashes.count(hashes[2]) == 3
+
+
+@pytest.mark.parametrize(("kernel", "scale"), [(1, 1), (3, 1), (7, 1), (3, 2), (5, 3)])
+@pytest.mark.parametrize("rows", [1, 2, 5, 41])
+def test_a_tail_is_two_layers(rows, kernel, scale, one_and_two_threads):
+    """The pictures are wide: a tile of rows is less than one of them."""
+    need("cpu")
+    g = torch.Generator().manual_seed(rows)
+
+    def layer(channels, out, scale, kernel):
+        filters = out * scale**2
+        weight = torch.randint(-128, 128, (filters, kernel, kernel, channels), generator=g, dtype=torch.int8)
+        bias = (-128 * weight.long().sum((1, 2, 3)) + torch.randint(0, 90000, (filters,), generator=g)).int()
+        table = torch.randint(0, 256, (256,), generator=g, dtype=torch.uint8)
+        return Integers(weight, bias, *fixed_point(torch.rand(filters, generator=g) / 300 + 1e-4), table, 77, scale)
+
+    x = torch.randint(0, 256, (2, rows, 180, 3), generator=g, dtype=torch.uint8)
+    block, head = layer(3, 60, 2, 3), layer(60, 3, scale, kernel)
+    expected = x
+    for *numbers, zero, by in (block, head):
+        expected = conv_int8(expected, *numbers, zero_point=zero, scale=by, backend="cpu")
+    for out in one_and_two_threads(lambda: decode_tail(x, block, head, backend="cpu")):
+        assert torch.equal(out, expected)
+    with pytest.raises(ValueError, match="channels of `x`"):
+        decode_tail(x, head, block)
 
 
 @pytest.mark.parametrize("bits", [8, 15, 16, 30])

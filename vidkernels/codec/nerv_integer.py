@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..functional.nerv.integer import conv_int8, folded_bias
+from ..functional.nerv.integer import Integers, decode_integers, folded_bias
 from ..functional.nerv.upsample_conv import upsample_conv
 from .entropy import decode_symbols, encode_symbols
 from .nerv_bits import Quantised, join, split
@@ -154,11 +154,9 @@ class IntegerDrawer:
             weight = torch.from_numpy(k.astype(np.int8)).permute(0, 2, 3, 1).contiguous()
             facts = (torch.full((len(k),), fact, dtype=torch.int32) for fact in (layer.multiplier, layer.shift))
             bias = folded_bias(torch.from_numpy(bias), weight, layer.zero)
-            self._stages.append((weight, bias, *facts, torch.from_numpy(layer.table), layer.zero, scale))
+            self._stages.append(Integers(weight, bias, *facts, torch.from_numpy(layer.table), layer.zero, scale))
 
     def draw(self, latents: Tensor, time: float = 0.0) -> Tensor:
         x = (latents.double() * self._stretch).round_().clamp_(-MOST, MOST).add_(ZERO).to(torch.uint8)
-        x = x.permute(1, 2, 0)[None].contiguous()
-        for weight, bias, multiplier, shift, table, zero, scale in self._stages:
-            x = conv_int8(x, weight, bias, multiplier, shift, table, zero_point=zero, scale=scale)
+        x = decode_integers(x.permute(1, 2, 0)[None].contiguous(), self._stages)
         return x[0, : self.size[0], : self.size[1]].contiguous()

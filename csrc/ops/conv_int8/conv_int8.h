@@ -39,4 +39,8 @@ inline int64_t conv_int8_filter(int64_t out, int64_t scale, int64_t n) {
 VK_CPU_KERNEL(conv_int8, (const ConvInt8& a))
 void conv_int8_cuda(const ConvInt8& a, void* stream);
 
+/// Two layers, `b` on what `a` draws, of which only some rows are ever in memory: a.result and b.x are not looked at.
+/// (CUDA runs two kernels.)
+VK_CPU_KERNEL(decode_tail, (const ConvInt8& a, const ConvInt8& b))
+
 }  // namespace vk

@@ -27,6 +27,7 @@ class Epilogue {
       : a(conv),
         run(conv.scale * conv.out),
         columns(run * conv.scale),
+        row(conv.width * run),
         groups_(size_t(ceil_div(column_tiles, 4))),
         pieces_(size_t(ceil_div(column_tiles, 4) + conv.scale)),
         multiplier_(size_t(column_tiles * 16)),
@@ -63,7 +64,7 @@ class Epilogue {
 
   /// Sums of `count` neighbouring pixels; `out` is where the first one's row dy = 0 begins.
   void store_portable(const Group& g, const int32_t* z, int64_t count, uint8_t* out) const {
-    const int64_t first = g.tile * 16, row = a.width * run;
+    const int64_t first = g.tile * 16;
     for (int64_t m = 0; m < count; ++m, z += kGroup, out += run)
       for (int64_t i = 0; i < g.pieces; ++i) {
         const Piece& p = pieces_[size_t(g.piece + i)];
@@ -94,7 +95,6 @@ class Epilogue {
   VK_BYTES __attribute__((always_inline)) void store_as(const Group& g, const int32_t* z, int64_t count,
                                                         uint8_t* out) const {
     constexpr int kTogether = 4 / kTiles;
-    const int64_t row = a.width * run;
     const __m512i half = _mm512_set1_epi64(int64_t(1) << 31);
     __m512i even[kTiles], odd[kTiles], table[4];
     VK_UNROLL for (int t = 0; t < kTiles; ++t) {
@@ -130,8 +130,8 @@ class Epilogue {
 
  public:
   const ConvInt8& a;
-  const int64_t run, columns;
-  bool scaled;  // store_vectors may be used, where the machine can
+  const int64_t run, columns, row;  // bytes of a pixel in one row; of a pixel; of a row
+  bool scaled;                      // store_vectors may be used, where the machine can
 
  private:
   Scratch<Group> groups_;

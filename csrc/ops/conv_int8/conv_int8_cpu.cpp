@@ -1,115 +1,53 @@
 // A thread copies a strip of x with its borders, multiplies it block by block, and turns the sums into bytes while they
-// are in its cache.
+// are in its cache. A tail goes on with these: what the first layer draws, a few rows at a time, never leaves the
+// cache.
 //
-//   strip   [row][position][in]    numbers: bytes, or 16-bit ones for the unit that takes those
-#include "core/parallel.h"
-#include "ops/conv_int8/conv_int8_bytes.h"
+//   rows between the two layers    [last rows of the tile before][rows of this tile]
+#include "ops/conv_int8/conv_int8_layer.h"
 
 namespace vk::VK_ISA {
 namespace {
 
 constexpr int64_t kStripBytes = 1 << 18;  // it should stay in the L2 cache, beside weights
+constexpr int64_t kTileBytes = 1 << 18;   // so should the rows between two layers
 
-struct Plan {
-  const ConvInt8& a;
-  Unit unit;
-  int64_t size;          // bytes of a number
-  int64_t pitch;         // positions from a strip row to the next
-  int64_t rows, strips;  // image rows of a strip, strips of an image
-  Product product;
-
-  Plan(const ConvInt8& conv, Unit u) : a(conv), unit(u), size(u == Unit::madd ? 2 : 1), pitch(a.width + a.kw - 1) {
-    product.runs = a.kh;
-    product.pixel = a.in * size;
-    product.next = pitch * product.pixel;
-    const int64_t words = ceil_div(a.kw * product.pixel, 4);
-    product.chunks = unit == Unit::tiles ? ceil_div(words, 16) : 1;
-    product.words = ceil_div(words, product.chunks);
-    rows = kStripBytes / (product.pixel * pitch) - a.kh + 1;
-    if (rows > ceil_div(a.batch * a.height, 16)) rows = ceil_div(a.batch * a.height, 16);  // work for many threads
-    const int64_t least = ceil_div(512, pitch) < 4 ? 4 : ceil_div(512, pitch);
-    rows = rows < least ? least : rows;
-    rows = rows < a.height ? rows : a.height;
-    strips = ceil_div(a.height, rows);
-    rows = ceil_div(a.height, strips);
-    strips = ceil_div(a.height, rows);
-  }
-  int64_t strip_height(int64_t strip) const {
-    const int64_t left = a.height - strip * rows;
-    return left < rows ? left : rows;
-  }
-  int64_t positions(int64_t strip) const { return (strip_height(strip) - 1) * pitch + a.width; }
-  /// Products of sixteen positions look beyond the last one.
-  int64_t surplus() const { return 32 * product.pixel + product.chunks * product.words * 4 + 64; }
-  int64_t strip_bytes() const { return (rows + a.kh - 1) * product.next + surplus(); }
-};
-
-/// One image row with its border; row null: nothing else.
-void fill_row(const Plan& p, const uint8_t* row, uint8_t* to) {
-  const ConvInt8& a = p.a;
-  const int64_t border = a.kw / 2 * a.in;
-  if (p.size == 2) {
-    uint16_t* wide = reinterpret_cast<uint16_t*>(to);
-    for (int64_t i = 0; i < p.pitch * a.in; ++i) wide[i] = a.zero_point;
-    for (int64_t i = 0; row && i < a.width * a.in; ++i) wide[border + i] = row[i];
-    return;
-  }
-  if (!row) {
-    std::memset(to, a.zero_point, size_t(p.pitch * a.in));
-    return;
-  }
-  std::memset(to, a.zero_point, size_t(border));
-  std::memcpy(to + border, row, size_t(a.width * a.in));
-  std::memset(to + border + a.width * a.in, a.zero_point, size_t(border));
+/// Image rows of a strip: about kStripBytes, but enough positions, and strips enough for many threads.
+int64_t strip_rows(const Layer& layer) {
+  const ConvInt8& a = layer.a;
+  int64_t rows = kStripBytes / layer.row_bytes() - a.kh + 1;
+  if (rows > ceil_div(a.batch * a.height, 16)) rows = ceil_div(a.batch * a.height, 16);
+  const int64_t least = ceil_div(512, layer.pitch()) < 4 ? 4 : ceil_div(512, layer.pitch());
+  rows = rows < least ? least : rows;
+  rows = rows < a.height ? rows : a.height;
+  return ceil_div(a.height, ceil_div(a.height, rows));
 }
 
-void fill_strip(const Plan& p, const uint8_t* image, int64_t first, int64_t height, uint8_t* to) {
-  const ConvInt8& a = p.a;
-  for (int64_t r = 0; r < height + a.kh - 1; ++r, to += p.product.next) {
-    const int64_t y = first + r - a.kh / 2;
-    fill_row(p, y < 0 || y >= a.height ? nullptr : image + y * a.width * a.in, to);
-  }
-  std::memset(to, 0, size_t(p.surplus()));
-}
-
-/// weights[tile][run][word][16], and the biases in the order of the columns.
-void pack(const Plan& p, int64_t tiles, int64_t columns, int32_t* weights, int32_t* bias) {
-  const ConvInt8& a = p.a;
-  const int64_t words = p.product.chunks * p.product.words, filter = a.kh * a.kw * a.in;
-  parallel_for(tiles, 1 + (1 << 17) / (16 * filter + 1), [&](int64_t i0, int64_t i1) {
-    Scratch<int32_t> run(size_t(words * a.kh));  // of one filter
-    std::memset(run.data(), 0, run.size() * 4);
-    for (int64_t t = i0; t < i1; ++t) {
-      int32_t* tile = weights + t * p.product.tile_words();
-      if (t + 1 == tiles) std::memset(tile, 0, size_t(p.product.tile_words()) * 4);
-      for (int64_t l = 0; l < 16; ++l) {
-        const int64_t n = t * 16 + l, o = conv_int8_filter(a.out, a.scale, n);
-        bias[n] = n < columns ? a.bias[o] : 0;
-        if (n >= columns) continue;
-        const int8_t* from = a.weight + o * filter;
-        for (int64_t r = 0; r < a.kh; ++r) {
-          int32_t* to = run.data() + r * words;
-          if (p.size == 2) {
-            int16_t* wide = reinterpret_cast<int16_t*>(to);
-            for (int64_t i = 0; i < a.kw * a.in; ++i) wide[i] = from[r * a.kw * a.in + i];
-          } else {
-            std::memcpy(to, from + r * a.kw * a.in, size_t(a.kw * a.in));
-          }
-        }
-        for (int64_t k = 0; k < words * a.kh; ++k) tile[k * 16 + l] = run[size_t(k)];
-      }
+/// Both layers of the rows of the frame that belong to rows [begin, end) of x.
+void run_tail(const Layer& first, const Layer& head, const uint8_t* x, int64_t begin, int64_t end, uint8_t* frame) {
+  const ConvInt8 &a = first.a, &b = head.a;
+  const int64_t span = b.width * b.in, reach = b.kh / 2, stop = end * a.scale;
+  int64_t tile = kTileBytes / (a.scale * span);
+  tile = tile < 1 ? 1 : tile < end - begin ? tile : end - begin;
+  const int64_t most = tile * a.scale + 2 * reach + a.scale;
+  Scratch<uint8_t> between(size_t(most * span)), strip(size_t(first.strip_bytes(tile))),
+      head_strip(size_t(head.strip_bytes(most)));
+  int64_t next = (begin * a.scale - reach) / a.scale;  // row of x
+  next = next < 0 ? 0 : next;
+  Rows rows{between.data(), next * a.scale};  // of the frame
+  int64_t there = rows.first;                 // the end of those
+  for (int64_t y = begin * a.scale; y < stop;) {
+    const int64_t count = a.height - next < tile ? a.height - next : tile;
+    first.run({x, 0}, next, count, strip.data(), between.data() + (there - rows.first) * span);
+    next += count, there += count * a.scale;
+    int64_t until = there == b.height ? there : there - reach;
+    until = until < stop ? until : stop;
+    if (until > y) {
+      head.run(rows, y, until - y, head_strip.data(), frame + y * b.scale * b.width * b.scale * b.out);
+      y = until;
     }
-  });
-}
-
-/// Calls f(strip row, first pixel, first position, count) for the pixels among positions [m0, m0 + n) of a strip.
-template <class F>
-VK_INLINE void each_segment(const Plan& p, int64_t m0, int64_t n, F f) {
-  for (int64_t m = m0; m < m0 + n;) {
-    const int64_t y = m / p.pitch, x = m - y * p.pitch;
-    const int64_t left = m0 + n - m, inside = p.a.width - x;
-    if (inside > 0) f(y, x, m - m0, left < inside ? left : inside);
-    m += p.pitch - x;
+    const int64_t keep = y - reach > rows.first ? y - reach : rows.first;
+    std::memmove(between.data(), between.data() + (keep - rows.first) * span, size_t((there - keep) * span));
+    rows.first = keep;
   }
 }
 
@@ -117,41 +55,30 @@ VK_INLINE void each_segment(const Plan& p, int64_t m0, int64_t n, F f) {
 
 void conv_int8(const ConvInt8& a) {
   if (a.batch * a.height * a.width * a.out == 0) return;
-  const Unit unit = find_unit(a.avoid);
-  const Plan p(a, unit);
-  const int64_t columns = a.out * a.scale * a.scale, tiles = ceil_div(columns, 16);
-  const Epilogue epilogue(a, tiles);
-  Scratch<int32_t> weights(size_t(tiles * p.product.tile_words())), bias(size_t(tiles * 16));
-  pack(p, tiles, columns, weights.data(), bias.data());
-#if defined(VK_INT8_UNITS)
-  __builtin_cpu_init();
-  const bool vectors = epilogue.scaled && __builtin_cpu_supports("avx512vbmi");
-#endif
-  parallel_for(a.batch * p.strips, 1, [&](int64_t i0, int64_t i1) {
-    Scratch<uint8_t> strip(size_t(p.strip_bytes()));
-    Scratch<int32_t> z(size_t((kBlock + 16) * kGroup));
-    begin(unit, p.product);
+  const Layer layer(a, find_unit(a.avoid));
+  const int64_t rows = strip_rows(layer), strips = ceil_div(a.height, rows);
+  parallel_for(a.batch * strips, 1, [&](int64_t i0, int64_t i1) {
+    Scratch<uint8_t> strip(size_t(layer.strip_bytes(rows)));
     for (int64_t i = i0; i < i1; ++i) {
-      const int64_t b = i / p.strips, first = i % p.strips * p.rows;
-      fill_strip(p, a.x + b * a.height * a.width * a.in, first, p.strip_height(i % p.strips), strip.data());
-      const int64_t positions = p.positions(i % p.strips);
-      for (int64_t m0 = 0; m0 < positions; m0 += kBlock) {
-        const int64_t n = positions - m0 < kBlock ? positions - m0 : kBlock;
-        for (int64_t t = 0; t < tiles; t += 4) {
-          const Group& g = epilogue.group(t / 4);
-          multiply(unit, p.product, strip.data() + m0 * p.product.pixel, n, g.tiles,
-                   weights.data() + t * p.product.tile_words(), bias.data() + t * 16, z.data());
-          each_segment(p, m0, n, [&](int64_t y, int64_t x, int64_t at, int64_t count) {
-            uint8_t* out = a.result + ((b * a.height + first + y) * a.scale * a.width + x) * epilogue.run;
-#if defined(VK_INT8_UNITS)
-            if (vectors) return epilogue.store_vectors(g, z.data() + at * kGroup, count, out);
-#endif
-            epilogue.store_portable(g, z.data() + at * kGroup, count, out);
-          });
-        }
-      }
+      const int64_t b = i / strips, first = i % strips * rows, left = a.height - first;
+      layer.run({a.x + b * a.height * a.width * a.in, 0}, first, left < rows ? left : rows, strip.data(),
+                a.result + (b * a.height + first) * a.scale * a.width * a.scale * a.out);
     }
-    end(unit);
+  });
+}
+
+void decode_tail(const ConvInt8& a, const ConvInt8& b) {
+  if (b.batch * b.height * b.width * b.out == 0) return;
+  const Unit unit = find_unit(a.avoid);
+  const Layer first(a, unit), head(b, unit);
+  parallel_for(a.batch * a.height, 4, [&](int64_t i0, int64_t i1) {
+    while (i0 < i1) {
+      const int64_t image = i0 / a.height, begin = i0 % a.height;
+      const int64_t end = i1 - image * a.height < a.height ? i1 - image * a.height : a.height;
+      run_tail(first, head, a.x + image * a.height * a.width * a.in, begin, end,
+               b.result + image * b.height * b.scale * b.width * b.scale * b.out);
+      i0 += end - begin;
+    }
   });
 }
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from vidkernels import _check
 from vidkernels.ops.conv_int8.op import conv_int8 as _conv_int8
+from vidkernels.ops.conv_int8.op import decode_tail as _decode_tail
 
-__all__ = ["conv_int8", "fixed_point", "folded_bias"]
+__all__ = ["Integers", "conv_int8", "decode_integers", "decode_tail", "fixed_point", "folded_bias"]
 
 _DTYPES = {
-    "x": torch.uint8, "weight": torch.int8, "bias": torch.int32, "multiplier": torch.int32, "shift": torch.int32,
-    "table": torch.uint8,
+    "weight": torch.int8, "bias": torch.int32, "multiplier": torch.int32, "shift": torch.int32, "table": torch.uint8,
 }  # fmt: skip
 
 
@@ -59,25 +62,114 @@ def conv_int8(
         tensor([[2, 2, 3, 3],
                 [3, 3, 4, 4]], dtype=torch.uint8)
     """
-    name = "conv_int8"
-    given = {"x": x, "weight": weight, "bias": bias, "multiplier": multiplier, "shift": shift, "table": table}
+    layer = Integers(weight, bias, multiplier, shift, table, zero_point, scale)
+    _check_image("conv_int8", x)
+    _check_layer("conv_int8", layer, x.shape[3])
+    return _conv_int8(x, *layer, backend=backend)
+
+
+class Integers(NamedTuple):
+    """One layer of integers: the arguments of `conv_int8` behind x.
+
+    Args:
+        weight, bias, multiplier, shift, table, zero_point, scale: as there.
+    Returns: a tuple of the seven.
+    Example:
+        >>> one = torch.ones(1, dtype=torch.int32)
+        >>> layer = Integers(torch.ones(1, 1, 1, 2, dtype=torch.int8), one, one, one, torch.zeros(256).byte())
+        >>> layer.zero_point, layer.scale
+        (0, 1)
+    """
+
+    weight: Tensor
+    bias: Tensor
+    multiplier: Tensor
+    shift: Tensor
+    table: Tensor
+    zero_point: int = 0
+    scale: int = 1
+
+
+def decode_tail(x: Tensor, layer: Integers, head: Integers, *, backend: str | None = None) -> Tensor:
+    """A decoder's last block and its RGB head: conv_int8 twice, the same bits, without the image in between.
+
+    out = conv_int8(conv_int8(x, *layer), *head), some rows at a time
+    Convention: as `conv_int8`.
+    Args:
+        x: [B, H, W, I] uint8.
+        layer: the block.
+        head: what comes behind it.
+        backend: force one of vidkernels' backends; None chooses.
+    Returns:
+        out: [B, H * s, W * s, C] uint8, s the product of both scales. Not differentiable: these are integers.
+    Raises:
+        ValueError: as `conv_int8`, for either layer.
+    Backends: reference, cpu, cuda (sm80+, two kernels and the image in between). Equal bits on all of them.
+    Source: ours.
+    Example:
+        >>> one, plain = torch.ones(4, dtype=torch.int32), torch.arange(256, dtype=torch.uint8)
+        >>> layer = Integers(torch.ones(4, 1, 1, 2, dtype=torch.int8), 0 * one, 2 * one, one, plain, scale=2)
+        >>> head = Integers(torch.ones(1, 3, 3, 1, dtype=torch.int8), 0 * one[:1], 2 * one[:1], one[:1], plain)
+        >>> decode_tail(torch.ones(1, 1, 2, 2, dtype=torch.uint8), layer, head)[0, ..., 0]
+        tensor([[ 8, 12, 12,  8],
+                [ 8, 12, 12,  8]], dtype=torch.uint8)
+    """
+    _check_image("decode_tail", x)
+    _check_layer("decode_tail", layer, x.shape[3])
+    _check_layer("decode_tail", head, layer.weight.shape[0] // layer.scale**2)
+    return _decode_tail(x, *layer, *head, backend=backend)
+
+
+def decode_integers(x: Tensor, layers: Sequence[Integers], *, backend: str | None = None) -> Tensor:
+    """All layers of a decoder, one after another, the last two by `decode_tail`.
+
+    Args:
+        x: [B, H, W, I] uint8.
+        layers: at least one.
+        backend: as of `conv_int8`.
+    Returns:
+        out: [B, H * s, W * s, C] uint8, s the product of all scales. Not differentiable: these are integers.
+    Raises:
+        ValueError: no layer; else as `conv_int8`.
+    Backends: as `decode_tail`. Equal bits on all of them.
+    Example:
+        >>> one, plain = torch.ones(4, dtype=torch.int32), torch.arange(256, dtype=torch.uint8)
+        >>> layer = Integers(torch.ones(4, 1, 1, 1, dtype=torch.int8), one, 2 * one, one, plain, scale=2)
+        >>> decode_integers(torch.zeros(1, 1, 2, 1, dtype=torch.uint8), [layer] * 3).shape
+        torch.Size([1, 8, 16, 1])
+    """
+    if not layers:
+        _check.fail("decode_integers", "expected at least one layer.")
+    for layer in layers[:-2] if len(layers) > 1 else layers:
+        *numbers, zero_point, scale = layer
+        x = conv_int8(x, *numbers, zero_point=zero_point, scale=scale, backend=backend)
+    return decode_tail(x, *layers[-2:], backend=backend) if len(layers) > 1 else x
+
+
+def _check_image(name: str, x: Tensor) -> None:
     _check.is_tensor(name, "x", x, "[B, H, W, I]")
+    if x.dtype is not torch.uint8:
+        _check.fail(name, "expected `x` of dtype uint8.", x=x)
+
+
+def _check_layer(name: str, layer: Integers, channels: int) -> None:
+    weight, zero_point, scale = layer.weight, layer.zero_point, layer.scale
     _check.is_tensor(name, "weight", weight, "[O, kh, kw, I]")
-    for key, value in given.items():
-        if value.dtype is not _DTYPES[key]:
-            _check.fail(name, f"expected `{key}` of dtype {str(_DTYPES[key])[6:]}.", **given)
-    filters, kh, kw, channels = weight.shape
-    if channels != x.shape[3] or channels == 0:
-        _check.fail(name, "expected `weight` to have the channels of `x`, at least one.", x=x, weight=weight)
+    given = {key: getattr(layer, key) for key in _DTYPES}
+    for key, dtype in _DTYPES.items():
+        if given[key].dtype is not dtype:
+            _check.fail(name, f"expected `{key}` of dtype {str(dtype)[6:]}.", **given)
+    filters, kh, kw, wanted = weight.shape
+    if wanted != channels or channels == 0:
+        _check.fail(name, "expected `weight` to have the channels of `x`, at least one.", channels=channels, **given)
     if kh % 2 == 0 or kw % 2 == 0:
         _check.fail(name, "expected odd kernel sizes.", weight=weight)
     if scale < 1 or filters % (scale * scale):
         _check.fail(name, "expected `weight` to have C * scale^2 filters, scale >= 1.", weight=weight, scale=scale)
-    if any(value.shape != (filters,) for value in (bias, multiplier, shift)) or table.shape != (256,):
+    if any(given[key].shape != (filters,) for key in ("bias", "multiplier", "shift")) or layer.table.shape != (256,):
         _check.fail(name, "expected one bias, multiplier and shift per filter, and 256 bytes of `table`.", **given)
     if not 0 <= zero_point <= 255:
         _check.fail(name, "expected `zero_point` to be a byte.", zero_point=zero_point)
-    return _conv_int8(x, weight, bias, multiplier, shift, table, zero_point, scale, backend=backend)
 
 
 def fixed_point(ratio: Tensor, *, bits: int = 16) -> tuple[Tensor, Tensor]:

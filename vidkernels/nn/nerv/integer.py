@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidkernels import _check
-from vidkernels.functional.nerv.integer import conv_int8, fixed_point, folded_bias
+from vidkernels.functional.nerv.integer import Integers, decode_integers, fixed_point, folded_bias
 from vidkernels.nn.nerv.block import NeRVBlock
 
 __all__ = ["IntegerDecoder", "IntegerLayer", "quantize_decoder"]
@@ -57,11 +57,14 @@ class IntegerLayer(nn.Module):
             self.register_buffer(name, value)
         self.zero_point, self.scale = zero_point, scale
 
-    def forward(self, x: Tensor) -> Tensor:
-        return conv_int8(
-            x, self.weight, self.bias, self.multiplier, self.shift, self.table,
-            zero_point=self.zero_point, scale=self.scale,
+    @property
+    def integers(self) -> Integers:
+        return Integers(
+            self.weight, self.bias, self.multiplier, self.shift, self.table, self.zero_point, self.scale
         )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return decode_integers(x, [self.integers])
 
     def get_extra_state(self) -> dict[str, int]:
         return {"zero_point": self.zero_point, "scale": self.scale}
@@ -109,11 +112,8 @@ class IntegerDecoder(nn.Module):
         return index.clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
     def forward(self, latents: Tensor) -> Tensor:
-        for layer in self.layers:
-            latents = layer(latents)
-        if self.size is not None:
-            latents = latents[:, : self.size[0], : self.size[1]]
-        return latents
+        frames = decode_integers(latents, [layer.integers for layer in self.layers])
+        return frames if self.size is None else frames[:, : self.size[0], : self.size[1]]
 
     def get_extra_state(self) -> dict:
         return {"step": self.step, "size": self.size}

@@ -54,6 +54,17 @@ def _layer(grid, channels, out, scale, kernel):
     return args
 
 
+def _tail(make, head):
+    """A layer of `make` and a head [channels, scale, kernel] on what it draws."""
+
+    def args(g, dtype):
+        first = make(g, dtype)
+        channels = first[1].shape[0] // first[7] ** 2
+        return *first, *_args(0, (1, 1), channels, *head)(g, dtype)[1:]
+
+    return args
+
+
 def _strided(g, dtype):
     x, *rest = _args(2, (5, 6), 9, 3, 2)(g, dtype)
     return x.transpose(1, 2).contiguous().transpose(1, 2), *rest
@@ -93,6 +104,17 @@ def _flops(x, weight, bias, multiplier, shift, table, zero_point, scale):
     return 2.0 * x.shape[0] * x.shape[1] * x.shape[2] * weight.numel()
 
 
+def _tail_bytes(*args):
+    between = _bytes(*args[:8])[1]
+    read, written = _bytes(args[0].new_empty(1, 1, between // args[8].shape[3], args[8].shape[3]), *args[8:])
+    return _bytes(*args[:8])[0] + read - between, written
+
+
+def _tail_flops(*args):
+    between = args[0].shape[0] * args[0].shape[1] * args[0].shape[2] * args[7] ** 2
+    return _flops(*args[:8]) + 2.0 * between * args[8].numel()
+
+
 # HNeRV's decoders of 1.5 and 0.35 million parameters for 640 x 1280: (grid, in, out, enlargement, kernel) of a layer.
 LAYERS = {
     "1500k": (
@@ -108,6 +130,10 @@ LAYERS = {
 
 def _case(name, make):
     return Case(name, make, dtypes=(torch.float32,), bytes=_bytes, flops=_flops)
+
+
+def _tail_case(name, make, head):
+    return Case(name, _tail(make, head), dtypes=(torch.float32,), bytes=_tail_bytes, flops=_tail_flops)
 
 
 CASES = {
@@ -136,5 +162,17 @@ CASES = {
             for size, layers in LAYERS.items()
             for i, layer in enumerate(layers)
         ),
+    ],
+    "decode_tail": [
+        _tail_case("tiny", _args(2, (2, 3), 2, 2, 2), (3, 1, 3)),
+        _tail_case("odd", _args(2, (5, 37), 7, 4, 3), (3, 1, 3)),
+        _tail_case("odd_shuffled_head", _args(1, (9, 11), 6, 5, 2), (3, 2, 3)),
+        _tail_case("odd_wide_head", _args(1, (13, 9), 6, 5, 1), (2, 1, 7)),
+        _tail_case("odd_point_head", _args(3, (3, 5), 16, 8, 2, 1), (3, 1, 1)),
+        _tail_case("odd_tiles", _args(1, (17, 150), 2, 64, 2), (3, 1, 3)),
+        _tail_case("empty", _args(0, (4, 5), 3, 2, 2), (3, 1, 3)),
+        _tail_case("strided", _strided, (3, 1, 3)),
+        _tail_case("extreme_wrapping", _wrapping, (3, 1, 3)),
+        *(_tail_case(f"real_{size}", _layer(*layers[-2]), (3, 1, layers[-1][4])) for size, layers in LAYERS.items()),
     ],
 }

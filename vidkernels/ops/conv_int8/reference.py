@@ -22,3 +22,13 @@ def conv_int8(x, weight, bias, multiplier, shift, table, zero_point, scale):
     out = table[index.clamp_(0, 255)]
     out = out.unflatten(3, (filters // scale**2, scale, scale)).permute(0, 1, 4, 2, 5, 3)
     return out.reshape(batch, height * scale, width * scale, filters // scale**2)
+
+
+def decode_tail(
+    x, weight, bias, multiplier, shift, table, zero_point, scale, head_weight, head_bias, head_multiplier, head_shift,
+    head_table, head_zero_point, head_scale,
+):  # fmt: skip
+    between = conv_int8(x, weight, bias, multiplier, shift, table, zero_point, scale)
+    return conv_int8(
+        between, head_weight, head_bias, head_multiplier, head_shift, head_table, head_zero_point, head_scale
+    )
