@@ -64,69 +64,59 @@ template <int NV>
 constexpr int kPositions = 2;
 #endif
 
-VK_INLINE I16 load_words(const void* from) {
-  I16 v;
+VK_INLINE PartI load_part(const int32_t* from) {
+  PartI v;
   std::memcpy(&v, from, sizeof v);
   return v;
 }
 
-/// sums += the pairs of 16-bit numbers in x times those in w.
-VK_INLINE void add_pairs(I16& sum, const I16& x, const I16& w) {
-#if defined(__AVX512BW__)
-  sum.p[0] = (PartI)_mm512_add_epi32((__m512i)sum.p[0], _mm512_madd_epi16((__m512i)x.p[0], (__m512i)w.p[0]));
-#elif defined(__AVX2__)
-  VK_EACH_PART sum.p[i] =
-      (PartI)_mm256_add_epi32((__m256i)sum.p[i], _mm256_madd_epi16((__m256i)x.p[i], (__m256i)w.p[i]));
-#elif defined(__SSE4_1__)
-  VK_EACH_PART sum.p[i] = (PartI)_mm_add_epi32((__m128i)sum.p[i], _mm_madd_epi16((__m128i)x.p[i], (__m128i)w.p[i]));
-#else
-  typedef uint32_t PartU __attribute__((vector_size(kPartLanes * 4)));  // these wrap
-  VK_EACH_PART {
-    const PartI pair = (x.p[i] << 16 >> 16) * (w.p[i] << 16 >> 16) + (x.p[i] >> 16) * (w.p[i] >> 16);
-    sum.p[i] = (PartI)((PartU)sum.p[i] + (PartU)pair);
-  }
-#endif
-}
 struct Madd {
-  template <int NV>
-  static VK_INLINE void add(I16 (&sum)[NV], int32_t word, const I16 (&w)[NV]) {
-    I16 x;
-    VK_EACH_PART x.p[i] = PartI{} + word;
-    VK_UNROLL for (int v = 0; v < NV; ++v) add_pairs(sum[v], x, w[v]);
+  /// sum += the pairs of 16-bit numbers in x times those in w.
+  static VK_INLINE void add(PartI& sum, const PartI& x, const PartI& w) {
+#if defined(__AVX512BW__)
+    sum = (PartI)_mm512_add_epi32((__m512i)sum, _mm512_madd_epi16((__m512i)x, (__m512i)w));
+#elif defined(__AVX2__)
+    sum = (PartI)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16((__m256i)x, (__m256i)w));
+#elif defined(__SSE4_1__)
+    sum = (PartI)_mm_add_epi32((__m128i)sum, _mm_madd_epi16((__m128i)x, (__m128i)w));
+#else
+    typedef uint32_t PartU __attribute__((vector_size(kPartLanes * 4)));  // these wrap
+    sum = (PartI)((PartU)sum + (PartU)((x << 16 >> 16) * (w << 16 >> 16) + (x >> 16) * (w >> 16)));
+#endif
   }
 };
 
 #if defined(VK_INT8_UNITS)
 struct Dot {
-  template <int NV>
-  VK_DOT __attribute__((always_inline)) static inline void add(I16 (&sum)[NV], int32_t word, const I16 (&w)[NV]) {
-    const __m512i x = _mm512_set1_epi32(word);
-    VK_UNROLL for (int v = 0; v < NV; ++v) sum[v].p[0] =
-        (PartI)_mm512_dpbusd_epi32((__m512i)sum[v].p[0], x, (__m512i)w[v].p[0]);
+  VK_DOT __attribute__((always_inline)) static inline void add(PartI& sum, const PartI& x, const PartI& w) {
+    sum = (PartI)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)w);
   }
 };
 #endif
 
-/// MP positions against NV tiles.
+/// MP positions against NV tiles. Parts of vectors stand alone here: in structs they would not stay in registers.
 #define VK_POSITIONS(name, Add, attribute)                                                                            \
   template <int MP, int NV>                                                                                           \
   attribute inline void name##_some(const Product& p, const uint8_t* base, const int32_t* weights,                    \
                                     const int32_t* bias, int32_t* z) {                                                \
-    I16 sum[MP][NV], w[NV];                                                                                           \
-    VK_UNROLL for (int m = 0; m < MP; ++m) VK_UNROLL for (int v = 0; v < NV; ++v) sum[m][v] =                         \
-        load_words(bias + v * 16);                                                                                    \
+    constexpr int NP = NV * kParts;                                                                                   \
+    PartI sum[MP][NP], w[NP];                                                                                         \
+    VK_UNROLL for (int m = 0; m < MP; ++m) VK_UNROLL for (int v = 0; v < NP; ++v) sum[m][v] =                         \
+        load_part(bias + v * kPartLanes);                                                                             \
     const int64_t words = p.chunks * p.words, tile = p.tile_words();                                                  \
     for (int64_t r = 0; r < p.runs; ++r, base += p.next)                                                              \
       for (int64_t k = 0; k < words; ++k, weights += 16) {                                                            \
-        VK_UNROLL for (int v = 0; v < NV; ++v) w[v] = load_words(weights + v * tile);                                 \
+        VK_UNROLL for (int v = 0; v < NP; ++v) w[v] =                                                                 \
+            load_part(weights + v / kParts * tile + v % kParts * kPartLanes);                                         \
         VK_UNROLL for (int m = 0; m < MP; ++m) {                                                                      \
           int32_t word;                                                                                               \
           std::memcpy(&word, base + m * p.pixel + k * 4, 4);                                                          \
-          Add::add(sum[m], word, w);                                                                                  \
+          const PartI x = PartI{} + word;                                                                             \
+          VK_UNROLL for (int v = 0; v < NP; ++v) Add::add(sum[m][v], x, w[v]);                                        \
         }                                                                                                             \
       }                                                                                                               \
-    VK_UNROLL for (int m = 0; m < MP; ++m) VK_UNROLL for (int v = 0; v < NV; ++v)                                     \
-        store(z + m * kGroup + v * 16, sum[m][v]);                                                                    \
+    VK_UNROLL for (int m = 0; m < MP; ++m) VK_UNROLL for (int v = 0; v < NP; ++v)                                     \
+        std::memcpy(z + m * kGroup + v * kPartLanes, &sum[m][v], sizeof(PartI));                                      \
   }                                                                                                                   \
   template <int NV>                                                                                                   \
   attribute inline void name##_all(const Product& p, const uint8_t* base, int64_t n, const int32_t* weights,          \
