@@ -76,7 +76,7 @@ def masked_weight(weight: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
     Source: Kang et al. 2023, arXiv 2306.11305, equation 2; Ramanujan et al. 2020, arXiv 1911.13299, equation 5.
     Example:
         >>> weight, scores = torch.tensor([1.0, 2.0]), torch.tensor([0.1, -0.3], requires_grad=True)
-        >>> masked_weight(weight, scores, top_k_mask(scores, 0.5)).sum().backward()
+        >>> masked_weight(weight, scores, torch.tensor([False, True])).sum().backward()
         >>> scores.grad
         tensor([ 1., -2.])
     """
