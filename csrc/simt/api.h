@@ -44,6 +44,7 @@ void shuffle(uint32_t mask, Shuffle mode, int lane, int width, const void* in, v
 
 enum class Mma : uint8_t { m16n8k16_bf16, m16n8k16_f16, m16n8k8_tf32 };
 void mma(Mma kind, const uint32_t* a, const uint32_t* b, const float* c, float* d, Where where);
+void mma_u8s8(const uint32_t* a, const uint32_t* b, const int32_t* c, int32_t* d, Where where);
 void ldmatrix(const void* row, int matrices, bool transposed, uint32_t* out, Where where);
 
 void cp_async(void* shared, const void* global, int bytes, int source_bytes);

@@ -240,7 +240,22 @@ __global__ void mma_kernel(const void* x, float* y) {
   y[(g + 8) * 8 + 2 * t + 1] = d[3];
 }
 
-// The same product with fragments loaded by ldmatrix: A 16x16 row-major, B 16x8 row-major (hence transposed).
+// Bytes: A row-major 16 x 32 unsigned, B column-major (8 columns of 32) signed, C 16 x 8 after them.
+__global__ void mma_bytes_kernel(const void* x, int32_t* y) {
+  const int l = threadIdx.x, g = l / 4, t = l % 4;
+  const auto* A = static_cast<const uint32_t*>(x);
+  const uint32_t* B = A + 16 * 8;
+  const int32_t* C = reinterpret_cast<const int32_t*>(B + 8 * 8);
+  uint32_t a[4], b[2];
+  int32_t d[4];
+  for (int i = 0; i < 4; ++i) a[i] = A[(g + i % 2 * 8) * 8 + t + i / 2 * 4];
+  for (int i = 0; i < 2; ++i) b[i] = B[g * 8 + t + i * 4];
+  for (int i = 0; i < 4; ++i) d[i] = C[(g + i / 2 * 8) * 8 + 2 * t + i % 2];
+  mma_m16n8k32_u8s8(d, a, b, d);
+  for (int i = 0; i < 4; ++i) y[(g + i / 2 * 8) * 8 + 2 * t + i % 2] = d[i];
+}
+
+// The 16-bit product with fragments loaded by ldmatrix: A 16x16 row-major, B 16x8 row-major (hence transposed).
 __global__ void ldmatrix_kernel(const uint16_t* x, float* y) {
   __shared__ __align__(16) uint16_t tile_a[16][16 + 8];  // padded: eight rows fall into different banks
   __shared__ __align__(16) uint16_t tile_b[16][8];
@@ -305,6 +320,7 @@ VK_RUN(intrinsics, intrinsics_kernel, 1, 32, 0, int, int)
 VK_RUN(mma_bf16, mma_kernel<0>, 1, 32, 0, void, float)
 VK_RUN(mma_f16, mma_kernel<1>, 1, 32, 0, void, float)
 VK_RUN(mma_tf32, mma_kernel<2>, 1, 32, 0, void, float)
+VK_RUN(mma_bytes, mma_bytes_kernel, 1, 32, 0, void, int32_t)
 VK_RUN(ldmatrix, ldmatrix_kernel, 1, 32, 0, uint16_t, float)
 VK_RUN(ldmatrix_x4, ldmatrix_raw_kernel<0>, 1, 32, 0, uint16_t, uint32_t)
 VK_RUN(ldmatrix_x4_trans, ldmatrix_raw_kernel<1>, 1, 32, 0, uint16_t, uint32_t)
@@ -323,36 +339,15 @@ void run_count(const void* x, void* y, int n, int variant, void* stream_pointer)
 
 #define VK_TEST(name) {#name, run_##name, false}
 #define VK_TEST_INOUT(name) {#name, run_##name, true}
-const SelfTest kSelfTestExact[] = {VK_TEST(copy_stride1),
-                                   VK_TEST(copy_stride2),
-                                   VK_TEST(copy_stride4),
-                                   VK_TEST(copy_stride8),
-                                   VK_TEST(copy_vec4),
-                                   VK_TEST(copy_vec_f16),
-                                   VK_TEST(reread),
-                                   VK_TEST(bank_conflict),
-                                   VK_TEST(bank_padded),
-                                   VK_TEST(diverged),
-                                   VK_TEST(shuffle),
-                                   VK_TEST(vote),
-                                   VK_TEST(barrier_reduce),
-                                   VK_TEST_INOUT(atomic),
-                                   VK_TEST(reduce),
-                                   VK_TEST(count),
-                                   VK_TEST_INOUT(racy_sum),
-                                   VK_TEST(pipeline),
-                                   VK_TEST(dynamic_shared),
-                                   VK_TEST(index),
-                                   VK_TEST(intrinsics),
-                                   VK_TEST(mma_bf16),
-                                   VK_TEST(mma_f16),
-                                   VK_TEST(mma_tf32),
-                                   VK_TEST(ldmatrix),
-                                   VK_TEST(ldmatrix_x4),
-                                   VK_TEST(ldmatrix_x4_trans),
-                                   VK_TEST(ldmatrix_x2),
-                                   VK_TEST(ldmatrix_x2_trans),
-                                   {nullptr, nullptr, false}};
+const SelfTest kSelfTestExact[] = {
+    VK_TEST(copy_stride1),   VK_TEST(copy_stride2),      VK_TEST(copy_stride4),    VK_TEST(copy_stride8),
+    VK_TEST(copy_vec4),      VK_TEST(copy_vec_f16),      VK_TEST(reread),          VK_TEST(bank_conflict),
+    VK_TEST(bank_padded),    VK_TEST(diverged),          VK_TEST(shuffle),         VK_TEST(vote),
+    VK_TEST(barrier_reduce), VK_TEST_INOUT(atomic),      VK_TEST(reduce),          VK_TEST(count),
+    VK_TEST_INOUT(racy_sum), VK_TEST(pipeline),          VK_TEST(dynamic_shared),  VK_TEST(index),
+    VK_TEST(intrinsics),     VK_TEST(mma_bf16),          VK_TEST(mma_f16),         VK_TEST(mma_tf32),
+    VK_TEST(mma_bytes),      VK_TEST(ldmatrix),          VK_TEST(ldmatrix_x4),     VK_TEST(ldmatrix_x4_trans),
+    VK_TEST(ldmatrix_x2),    VK_TEST(ldmatrix_x2_trans), {nullptr, nullptr, false}};
 #undef VK_TEST
 #undef VK_TEST_INOUT
 

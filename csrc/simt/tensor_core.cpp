@@ -22,12 +22,15 @@ float half_of(Mma kind, uint32_t pair, int high) {
 /// The hardware looks at the upper 19 bits of a tf32 operand.
 float tf32(uint32_t bits) { return vk::bit_cast<float>(bits & 0xffffe000u); }
 
+bool whole_warp(Lane* lanes, uint32_t mask) {
+  if (mask == 0xffffffffu) return true;
+  if (first_sight("collective", lanes[__builtin_ctz(mask)].pc))
+    report("collective", lanes[__builtin_ctz(mask)].pc, "a tensor-core instruction needs all 32 lanes of a warp");
+  return false;
+}
+
 void combine_mma(Lane* lanes, uint32_t mask) {
-  if (mask != 0xffffffffu) {
-    if (first_sight("collective", lanes[__builtin_ctz(mask)].pc))
-      report("collective", lanes[__builtin_ctz(mask)].pc, "a tensor-core instruction needs all 32 lanes of a warp");
-    return;
-  }
+  if (!whole_warp(lanes, mask)) return;
   float a[16][16], b[16][8];
   const Mma kind = static_cast<const Fragments*>(lanes[0].in)->kind;
   const int depth = kind == Mma::m16n8k8_tf32 ? 8 : 16;
@@ -56,6 +59,34 @@ void combine_mma(Lane* lanes, uint32_t mask) {
   }
 }
 
+struct IntegerFragments {
+  const uint32_t *a, *b;
+  const int32_t* c;
+};
+
+/// 16 x 32 bytes times 32 x 8 signed bytes; sums wrap as the hardware's do.
+void combine_mma_u8s8(Lane* lanes, uint32_t mask) {
+  if (!whole_warp(lanes, mask)) return;
+  uint8_t a[16][32];
+  int8_t b[8][32];
+  for (int l = 0; l < 32; ++l) {
+    const auto& f = *static_cast<const IntegerFragments*>(lanes[l].in);
+    const int g = l / 4, t = l % 4;
+    for (int i = 0; i < 4; ++i) std::memcpy(&a[g + i % 2 * 8][4 * t + i / 2 * 16], &f.a[i], 4);
+    for (int i = 0; i < 2; ++i) std::memcpy(&b[g][4 * t + i * 16], &f.b[i], 4);
+  }
+  for (int l = 0; l < 32; ++l) {
+    const int32_t* c = static_cast<const IntegerFragments*>(lanes[l].in)->c;
+    uint32_t d[4];
+    for (int i = 0; i < 4; ++i) {
+      const int row = l / 4 + i / 2 * 8, column = l % 4 * 2 + i % 2;
+      d[i] = uint32_t(c[i]);
+      for (int k = 0; k < 32; ++k) d[i] += uint32_t(int32_t(a[row][k]) * int32_t(b[column][k]));
+    }
+    std::memcpy(lanes[l].out, d, sizeof d);  // may be the lane's own c
+  }
+}
+
 struct Rows {
   const void* row;
   int matrices;
@@ -63,7 +94,7 @@ struct Rows {
 };
 
 void combine_ldmatrix(Lane* lanes, uint32_t mask) {
-  if (mask != 0xffffffffu) return combine_mma(lanes, mask);
+  if (!whole_warp(lanes, mask)) return;
   const int matrices = static_cast<const Rows*>(lanes[0].in)->matrices;
   const bool transposed = static_cast<const Rows*>(lanes[0].in)->transposed;
   for (int m = 0; m < matrices; ++m) {
@@ -83,6 +114,11 @@ void combine_ldmatrix(Lane* lanes, uint32_t mask) {
 void mma(Mma kind, const uint32_t* a, const uint32_t* b, const float* c, float* d, Where where) {
   const Fragments f{kind, a, b, c};
   run_collective(0xffffffffu, combine_mma, &f, d, where, __builtin_return_address(0));
+}
+
+void mma_u8s8(const uint32_t* a, const uint32_t* b, const int32_t* c, int32_t* d, Where where) {
+  const IntegerFragments f{a, b, c};
+  run_collective(0xffffffffu, combine_mma_u8s8, &f, d, where, __builtin_return_address(0));
 }
 
 void ldmatrix(const void* row, int matrices, bool transposed, uint32_t* out, Where where) {

@@ -176,6 +176,17 @@ def test_mma_tf32(simt):
         np.testing.assert_array_equal(d, np.full((16, 8), rounded, np.float32))
 
 
+def test_mma_of_bytes(simt):
+    rng = np.random.default_rng(4)
+    a, b = rng.integers(0, 256, (16, 32)).astype(np.uint8), rng.integers(-128, 128, (32, 8)).astype(np.int8)
+    a[0], b[:, 0], b[:, 1] = 255, 127, -128
+    c = rng.integers(-(1 << 31), 1 << 31, (16, 8)).astype(np.int32)
+    x = np.concatenate([a.ravel().view(np.int32), np.ascontiguousarray(b.T).ravel().view(np.int32), c.ravel()])
+    d = run(simt, "mma_bytes", x, np.zeros((16, 8), np.int32))
+    expected = a.astype(np.int64) @ b.astype(np.int64) + c
+    np.testing.assert_array_equal(d, ((expected + (1 << 31)) % (1 << 32) - (1 << 31)).astype(np.int32))  # sums wrap
+
+
 def test_ldmatrix_feeds_mma(simt):
     rng = np.random.default_rng(3)
     a, b = (rng.integers(-64, 64, shape) / 8 for shape in ((16, 16), (16, 8)))

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..functional.nerv.integer import Integers, decode_integers, folded_bias
 from ..functional.nerv.upsample_conv import upsample_conv
 from .entropy import decode_symbols, encode_symbols
 from .nerv_bits import Quantised, join, split
@@ -150,20 +151,12 @@ class IntegerDrawer:
             rows = np.abs(k).reshape(len(k), -1)
             if rows.max() > 127 or (rows.sum(1) * 255 + np.abs(bias)).max() >> 31:
                 raise ValueError("the sums of a layer need more than 32 bits")
-            exact = torch.float32 if rows.sum(1).max() * 255 < 1 << 24 else torch.float64
-            table = torch.from_numpy(layer.table)
-            self._stages.append((torch.from_numpy(k).to(exact), torch.from_numpy(bias), layer, table, scale))
+            weight = torch.from_numpy(k.astype(np.int8)).permute(0, 2, 3, 1).contiguous()
+            facts = (torch.full((len(k),), fact, dtype=torch.int32) for fact in (layer.multiplier, layer.shift))
+            bias = folded_bias(torch.from_numpy(bias), weight, layer.zero)
+            self._stages.append(Integers(weight, bias, *facts, torch.from_numpy(layer.table), layer.zero, scale))
 
     def draw(self, latents: Tensor, time: float = 0.0) -> Tensor:
-        x = (latents.double() * self._stretch).round_().clamp_(-MOST, MOST).add_(ZERO).to(torch.uint8)[None]
-        for k, bias, layer, table, scale in self._stages:
-            x = _convolved(x, k, bias, layer, table, scale)
-        return x[0].permute(1, 2, 0)[: self.size[0], : self.size[1]].contiguous()
-
-
-def _convolved(x: Tensor, k: Tensor, bias: Tensor, layer: Layer, table: Tensor, scale: int) -> Tensor:
-    """[1, O / scale^2, h * scale, w * scale] uint8 of [1, C, h, w]."""
-    x = (x.to(k.dtype) - layer.zero).contiguous(memory_format=torch.channels_last)
-    sums = upsample_conv(x, k, None, 1, "none")  # of integers that this type of float holds exactly, in any order
-    index = (sums.long() + bias.view(1, -1, 1, 1)) * layer.multiplier + (1 << layer.shift - 1) >> layer.shift
-    return F.pixel_shuffle(table[index.clamp_(0, 255)], scale)
+        x = (latents.double() * self._stretch).round_().clamp_(-MOST, MOST).add_(ZERO).to(torch.uint8)
+        x = decode_integers(x.permute(1, 2, 0)[None].contiguous(), self._stages)
+        return x[0, : self.size[0], : self.size[1]].contiguous()
