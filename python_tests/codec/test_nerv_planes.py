@@ -132,6 +132,18 @@ def test_a_download_that_stopped_shows_the_coarse_plane(in_planes, tmp_path):
     assert CliRunner().invoke(app, ["decode", str(short), str(tmp_path / "back.mkv")]).exit_code == 1
 
 
+@pytest.mark.usefixtures("few_steps", "one_thread")
+def test_what_is_appended_is_a_difference_to_the_fine_weights(in_planes, tmp_path):
+    out = tmp_path / "o.vkv"
+    out.write_bytes(in_planes[0].read_bytes())
+    run(nerv_latent.append(out, Source(in_planes[0].with_name("in.mkv")), Goal(bytes=20_000), gop=2))
+    with open_vkv(out) as video, open_vkv(in_planes[0]) as before, open_vkv(out, planes=1) as coarse:
+        assert video.verify().checked_frames == 4
+        assert video.verify().ok
+        assert torch.equal(video[:2], before[:])
+        assert psnr(coarse[2:], video[2:]) > 12
+
+
 @pytest.mark.usefixtures("little_work")
 def test_what_has_no_planes_is_refused(source, tmp_path):
     path, _ = source(frames=1, height=24, width=32)

@@ -121,9 +121,14 @@ class Numbers:
             for name, part in zip(names, split(data, len(names)), strict=True):
                 weights[name] = Quantised(decode_refinement(part, weights[name].values), weights[name].step)
         missing = 3 ** (planes - 1 - len(finer))
-        for name, w in weights.items() if missing > 1 else ():
-            if _split(w):
-                weights[name] = Quantised((w.values * missing).clip(-_HELD, _HELD), w.step)
+        if missing == 1:
+            return replace(self, weights=weights)
+        wide = {name: Quantised(w.values * missing, w.step) if _split(w) else w for name, w in weights.items()}
+        return replace(self, weights=wide).held()
+
+    def held(self) -> Numbers:
+        """With weights that the exact profile can draw by; those of a file are, sums with coarse ones need not be."""
+        weights = {name: Quantised(w.values.clip(-_HELD, _HELD), w.step) for name, w in self.weights.items()}
         return replace(self, weights=weights)
 
 

@@ -60,6 +60,8 @@ class NetworkFile(OpenedFile):
             if not parts[-1][0] < first < len(self):
                 raise ValueError(f"the frames of {kind} do not follow those before")
             more = Numbers.from_bytes(data[at:], self.network, exact, numbers.weights)
+            if self.seen_planes < self.planes:
+                more = more.held()
             parts.append((first, more, more.drawer(self.network)))
         return parts
 
