@@ -125,6 +125,37 @@ def test_frozen_weights_get_no_gradient_and_are_used():
     assert layer.sessions == 2
 
 
+def test_values_are_multiples_of_a_step_and_learn_all_the_same():
+    layer = SubnetParameter((30, 30), 1.0, generator=made())
+    layer.finish(0.3)
+    layer.draw_scores(made(1))
+    layer.step = 0.125
+    mask, frozen = layer.mask(0.5), layer.frozen
+    used = layer.learning(0.5)
+    new = mask & ~frozen
+    assert torch.equal(used[new], (layer.weight[new] / 0.125).round() * 0.125)
+    assert torch.equal(used[mask & frozen], layer.stored[mask & frozen])  # these have no step
+    used.sum().backward()
+    assert torch.equal(layer.weight.grad, new.float())
+    layer.finish(0.5)
+    assert torch.equal(layer.finished(1)[0][new], used[new])
+
+
+def test_sessions_can_be_taken_over():
+    model, other, t = small(), small(), torch.tensor([0, 1])
+    model.start_session(5, generator=made(1))
+    model.finish_session()
+    with torch.no_grad():
+        for tensor in other.tensors():
+            tensor.weight.normal_(generator=made(2))
+    for session, frames in enumerate(model.lengths):
+        values, masks = zip(*(tensor.finished(session) for tensor in model.tensors()), strict=True)
+        other.adopt_session(frames, masks, values, tuple(model.heads[session].parameters()))
+    assert (other.lengths, other.finished, other.frames) == ([3, 5], 2, 5)
+    for session in (0, 1):
+        assert torch.equal(other(t, session), model(t, session))
+
+
 def test_without_reuse_sessions_have_nothing_in_common():
     model = small(reuse=False, share=0.4)
     for session in range(3):  # the third finds a fifth of the weights

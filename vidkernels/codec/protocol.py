@@ -35,6 +35,7 @@ MODELS = {
     "gaussian": "vidkernels.codec.gaussian",
     "latent": "vidkernels.codec.nerv_latent",
     "flow": "vidkernels.codec.nerv_flow",
+    "pfnr": "vidkernels.codec.nerv_pfnr",
 }
 
 

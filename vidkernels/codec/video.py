@@ -13,6 +13,7 @@ from .. import _check
 from .container import ContainerReader, Gop, Report
 from .gaussian_model import Grid, decode_gop
 from .nerv_families import NETWORKS
+from .nerv_pfnr_video import ProgressiveFile
 from .nerv_video import NetworkFile
 from .opened import OpenedFile
 
@@ -20,7 +21,7 @@ _KEPT_GOPS = 2
 _KEPT_BYTES = 1 << 28  # of decoded Gaussians; what a file beyond it holds is decoded again where needed
 
 
-def open(path: str | os.PathLike) -> GaussianFile | NetworkFile:
+def open(path: str | os.PathLike) -> GaussianFile | NetworkFile | ProgressiveFile:
     """Open a `.vkv` file: frames by index, slice and time, as uint8 tensors.
 
     Args:
@@ -38,6 +39,8 @@ def open(path: str | os.PathLike) -> GaussianFile | NetworkFile:
     reader = ContainerReader(path)
     if reader.header.model == "gaussian":
         return GaussianFile(reader)
+    if reader.header.model == ProgressiveFile.model:
+        return ProgressiveFile(reader)
     if reader.header.model in NETWORKS:
         return NetworkFile(reader)
     reader.close()

@@ -139,6 +139,27 @@ class PFNR(FrameModel):
             value.grad = None
         self.finished += 1
 
+    @torch.no_grad()
+    def adopt_session(
+        self, frames: int, masks: Sequence[Tensor], values: Sequence[Tensor], head: tuple[Tensor, Tensor]
+    ) -> None:
+        """Take over a session that another network of this shape has learned, after as many as are finished here.
+
+        Args:
+            frames: of its video.
+            masks, values: of each of `tensors()`; of the values those count that no earlier session has.
+            head: weights and biases.
+        """
+        if self.finished == len(self.lengths):
+            self._add_head(frames)
+        self.lengths[-1] = self.frames = frames
+        for tensor, mask, value in zip(self.tensors(), masks, values, strict=True):
+            tensor.adopt(self.session, mask, value)
+        for own, value in zip((self.heads[-1].weight, self.heads[-1].bias), head, strict=True):
+            own.copy_(value)
+        self.heads[-1].requires_grad_(False)
+        self.finished += 1
+
     def _add_head(self, frames: int) -> None:
         last = self.heads[-1]
         head = nn.Conv2d(last.in_channels, 3, 1, device=last.weight.device, dtype=last.weight.dtype)

@@ -27,6 +27,8 @@ class SubnetParameter(nn.Module):
         shape: of the tensor.
         reach: weights are drawn from -reach to reach, scores as well.
         generator: of the first weights and scores.
+    Convention: with `step` above 0 the values being learned are its multiples (straight-through gradient); what is
+        frozen already stays as it is.
     Shape: `learning(share)` and `finished(session)` give tensors of `shape`.
     Raises:
         ValueError: a session that is not finished, or a 64th one.
@@ -44,7 +46,7 @@ class SubnetParameter(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], reach: float, *, generator: torch.Generator | None = None):
         super().__init__()
-        self.reach = reach
+        self.reach, self.step = reach, 0.0
         self.weight = nn.Parameter(torch.empty(shape))
         self.scores = nn.Parameter(torch.empty(shape))
         self.register_buffer("stored", torch.zeros(shape))
@@ -75,7 +77,7 @@ class SubnetParameter(nn.Module):
 
     def learning(self, share: float, reuse: bool = True) -> Tensor:
         """The weights of the session being learned, zeros elsewhere; differentiable in `weight` and `scores`."""
-        whole = torch.where(self.frozen, self.stored, self.weight)
+        whole = torch.where(self.frozen, self.stored, self._rounded())
         return masked_weight(whole, self.scores, self.mask(share, reuse))
 
     @torch.no_grad()
@@ -85,9 +87,20 @@ class SubnetParameter(nn.Module):
         if not 0 <= session < _MOST:
             _check.fail("SubnetParameter", f"expected a session from 0 to {_MOST - 1}.", session=session)
         mask, frozen = self.mask(share, reuse), self.frozen
-        self.stored.copy_(torch.where(mask & ~frozen, self.weight, self.stored))
-        self.used |= mask.to(torch.int64) << session
+        self.adopt(session, mask, self._rounded())
         return int((mask & frozen).sum())
+
+    @torch.no_grad()
+    def adopt(self, session: int, mask: Tensor, values: Tensor) -> None:
+        """Take a session's mask, and the values of those of its weights that no earlier one has."""
+        self.stored.copy_(torch.where(mask & ~self.frozen, values, self.stored))
+        self.used |= mask.to(torch.int64) << session
+
+    def _rounded(self) -> Tensor:
+        if self.step == 0:
+            return self.weight
+        nearest = (self.weight.detach() / self.step).round() * self.step
+        return nearest + (self.weight - self.weight.detach())
 
     def finished(self, session: int) -> tuple[Tensor, Tensor]:
         """(values, mask) of a finished session; what the mask does not cover is another's."""
