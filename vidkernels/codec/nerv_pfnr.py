@@ -24,7 +24,7 @@ from .clip import Clip, color_of, fingerprint, timestamps, whole_audio
 from .container import ContainerWriter, Header, frame_hash
 from .nerv_mask import counted_pixels
 from .nerv_model import CHUNK
-from .nerv_pfnr_bits import make_config, make_network
+from .nerv_pfnr_bits import draw_scores, make_config, make_network
 from .nerv_pfnr_train import Plan, Trainer, Written, split_steps
 from .nerv_pfnr_video import ProgressiveFile, draw
 from .protocol import Goal, Progress, Source, state_path
@@ -37,7 +37,7 @@ _SAVE_EVERY = 5.0  # seconds
 _REPORT_EVERY = 0.2
 _ROUNDS = 4  # more of the second stage, at most, for a goal that was missed
 _COARSER, _FINER = 1.2, 0.75
-_BITS = 3.8  # of a weight, about: its place in the mask, and its value if it is used
+_BITS = 3.2  # of a weight, about: its place in the mask, and its value if it is used
 _TIMED = 5  # steps, of which the fastest counts
 
 
@@ -131,6 +131,7 @@ class _Onto:
             network.set_extra_state(video.network.get_extra_state())
             network.heads.load_state_dict(video.network.heads.state_dict())
         network.start_session(frames, generator=generator)
+        draw_scores(network)
         return network
 
 
@@ -167,7 +168,9 @@ def _stepped(plan: Plan, goal: Goal, network, frames: torch.Tensor, counted: tor
 
 
 def _new(plan: Plan, size: tuple[int, int], frames: int) -> PFNR:
-    return make_network(plan.config, size, frames, torch.Generator().manual_seed(0))
+    network = make_network(plan.config, size, frames, torch.Generator().manual_seed(0))
+    draw_scores(network)
+    return network
 
 
 def _seconds(work) -> float:

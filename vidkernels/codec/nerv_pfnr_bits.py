@@ -1,8 +1,9 @@
 """A video of a progressive network as bytes: which weights its subnetwork has, and the values of the new ones.
 
 config   of the header: the layout of the network
-session  its head in 16-bit floats, then for each tensor a step, the mask (one table for weights that are free, one for
-         those that an earlier video has) and the integers of the weights that are used for the first time
+session  its head in 16-bit floats, then for each tensor a step, the mask and the integers of the weights that are used
+         for the first time. A mask has tables for weights that are free and for those that an earlier video has, of
+         each one for weights that the first scores choose: learning moves a quarter of a mask, so these tell much
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import struct
 import numpy as np
 import torch
 
+from ..functional.nerv.subnet import top_k_mask
 from ..models.nerv.frame_model import default_strides
 from ..models.nerv.pfnr import PFNR
 from ..nn.nerv.subnet import SubnetParameter
@@ -87,6 +89,27 @@ def _check(config: dict, size: tuple[int, int]) -> None:
 
 
 @torch.no_grad()
+def draw_scores(network: PFNR) -> None:
+    """First scores of the session that has begun, which whoever reads its mask can draw, too."""
+    for number, tensor in enumerate(network.tensors()):
+        tensor.scores.copy_(_first_scores(tensor.used.shape, network.session, number) * tensor.reach)
+
+
+def _first_scores(shape: tuple[int, ...], session: int, number: int) -> torch.Tensor:
+    """From -1 to 1: of each output of Philox 4x64 with the key (session, number), 24 bits and a sign."""
+    raw = np.random.Philox(key=[session, number]).random_raw(math.prod(shape))
+    values = ((raw >> np.uint64(40)).astype(np.float32) + 1) * np.float32(2**-24)
+    values = np.where(raw & np.uint64(1), -values, values)
+    return torch.from_numpy(values).view(shape)
+
+
+def _contexts(tensor: SubnetParameter, network: PFNR, session: int, number: int, earlier: torch.Tensor) -> torch.Tensor:
+    """uint8, by what a weight's bit in a mask is told: whether an earlier video has it, and its first score."""
+    began = top_k_mask(_first_scores(tensor.used.shape, session, number), network.share)
+    return (earlier.to(torch.uint8) + 2 * began.to(torch.uint8)).reshape(-1)
+
+
+@torch.no_grad()
 def round_head(network: PFNR) -> None:
     """Leave of the last head what 16 bits hold, which is what a file has of it."""
     for value in network.heads[-1].parameters():
@@ -96,12 +119,12 @@ def round_head(network: PFNR) -> None:
 def encode_session(network: PFNR, session: int) -> bytes:
     """Of a finished session, whose head was rounded before."""
     parts = [_flat(network.heads[session]).to(torch.float16).numpy().astype("<f2").tobytes()]
-    for tensor in network.tensors():
+    for number, tensor in enumerate(network.tensors()):
         mask = tensor.finished(session)[1]
         earlier = _earlier(tensor, session)
         new = mask & ~earlier
         values = (tensor.stored[new] / tensor.step).round().to(torch.int32).numpy()
-        bits = encode_symbols(mask.reshape(-1).to(torch.int32), earlier.reshape(-1).to(torch.uint8))
+        bits = encode_symbols(mask.reshape(-1).to(torch.int32), _contexts(tensor, network, session, number, earlier))
         parts.append(_STEP.pack(tensor.step) + join(bits, encode_symbols(values)))
     return join(*parts)
 
@@ -116,8 +139,9 @@ def decode_session(network: PFNR, data: memoryview, frames: int) -> None:
     if not torch.isfinite(numbers).all():
         raise ValueError("a head holds something that is not a number")
     masks, values = [], []
-    for tensor, part in zip(tensors, parts, strict=True):
-        mask, value = _decode(tensor, part)
+    for number, (tensor, part) in enumerate(zip(tensors, parts, strict=True)):
+        contexts = _contexts(tensor, network, network.finished, number, tensor.frozen)
+        mask, value = _decode(tensor, part, contexts)
         masks.append(mask)
         values.append(value)
     cut = last.weight.numel()
@@ -128,19 +152,18 @@ def _flat(head: torch.nn.Conv2d) -> torch.Tensor:
     return torch.cat([head.weight.detach().reshape(-1), head.bias.detach()])
 
 
-def _decode(tensor: SubnetParameter, data: memoryview) -> tuple[torch.Tensor, torch.Tensor]:
+def _decode(tensor: SubnetParameter, data: memoryview, contexts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if len(data) < _STEP.size:
         raise ValueError("a step is cut short")
     (step,) = _STEP.unpack_from(data)
     if not 1e-12 < step < 1e12:
         raise ValueError("a step is out of range")
     bits, symbols = split(data[_STEP.size :], 2)
-    frozen = tensor.frozen
-    chosen = decode_symbols(bits, tensor.used.numel(), frozen.reshape(-1).to(torch.uint8))
+    chosen = decode_symbols(bits, tensor.used.numel(), contexts)
     if ((chosen < 0) | (chosen > 1)).any():
         raise ValueError("a mask holds something that is not a bit")
     mask = torch.from_numpy(chosen).bool().view(tensor.used.shape)
-    new = mask & ~frozen
+    new = mask & ~tensor.frozen
     integers = decode_symbols(symbols, int(new.sum()))
     if len(integers) and int(np.abs(integers.astype(np.int64)).max()) >> 24:
         raise ValueError("a weight is far outside of what a decoder takes")
