@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 MODELS = {
     "gaussian": "vidkernels.codec.gaussian",
+    "pfnr": "vidkernels.codec.nerv_pfnr",
     "latent": "vidkernels.codec.nerv_latent",
     "flow": "vidkernels.codec.nerv_flow",
-    "pfnr": "vidkernels.codec.nerv_pfnr",
 }
 
 
