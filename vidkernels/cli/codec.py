@@ -40,7 +40,7 @@ End = Annotated[Any, typer.Option(help="leave out what is from this time on", **
 Resize = Annotated[
     Any, typer.Option(help="scale frames to WxH, or to a short side", **_unit(units.picture, "WxH|SIDE"))
 ]
-ModelName = Annotated[str, typer.Option("--model", help="the representation to fit: gaussian, latent, flow")]
+ModelName = Annotated[str, typer.Option("--model", help="the representation to fit: gaussian, latent, flow, nerv, hnerv")]
 Sheet = Annotated[bool, typer.Option(help="write a contact sheet beside the file")]
 
 

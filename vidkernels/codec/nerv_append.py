@@ -53,7 +53,14 @@ def append(
     size = (header.height, header.width)
     clip = Clip(replace(source, path=Path(os.path.abspath(source.path)), size=size))
     frames = clip.load(0, len(clip))
-    plan = Plan(header.config, stages(steps), min(gop or _GOP, len(clip)), header.exact, rate=_RATE, price=price)
+    plan = Plan(
+        header.config,
+        stages(steps, NETWORKS[header.model].shares),
+        min(gop or _GOP, len(clip)),
+        header.exact,
+        rate=_RATE,
+        price=price,
+    )
     network = NETWORKS[header.model].network(header.config, size, torch.Generator().manual_seed(0))
     trainer, total = Trainer(network, frames, None, plan, base=base), sum(plan.steps)
     for stage in range(len(STAGES)):

@@ -69,8 +69,7 @@ def encode_tensor(tensor: Quantised) -> bytes:
     """The cheapest of several finenesses of classes."""
     rows = tensor.values.reshape(len(tensor.values), -1)
     best = None
-    for fine in _FINENESS:
-        kind = _classes(np.abs(rows).mean(1), fine)
+    for kind in _choices(np.abs(rows).mean(1)):
         coded = join(
             encode_symbols(kind.astype(np.int32)),
             encode_symbols(rows.reshape(-1), np.repeat(kind, rows.shape[1])),
@@ -107,11 +106,11 @@ def latent_code(q: np.ndarray, step: float, follow: np.ndarray, gop: int) -> Lat
     residuals = np.concatenate([residual(q[k : k + gop], blank) for k in range(0, len(q), gop)])
     spread = np.abs(residuals).mean((0, 2, 3))
     costs = []
-    for fine in _FINENESS:
-        code = LatentCode(step, follow, _classes(spread, fine))
+    for kind in _choices(spread):
+        code = LatentCode(step, follow, kind)
         streams = [encode_latents(q[k : k + gop], code) for k in range(0, len(q), gop)]
-        costs.append((sum(map(len, streams)) + len(encode_latent_code(code)), fine, code))
-    return min(costs, key=lambda c: c[:2])[2]
+        costs.append((sum(map(len, streams)) + len(encode_latent_code(code)), len(costs), code))
+    return min(costs)[2]
 
 
 def residual(q: np.ndarray, code: LatentCode) -> np.ndarray:
@@ -138,6 +137,12 @@ def decode_latents(data: memoryview, shape: tuple[int, int, int, int], code: Lat
 
 def _latent_contexts(shape: Sequence[int], code: LatentCode) -> np.ndarray:
     return np.tile(np.repeat(code.kind, shape[2] * shape[3]), shape[0])
+
+
+def _choices(spread: np.ndarray) -> list[np.ndarray]:
+    """Different ways to put rows into classes, the coarsest first."""
+    ways = [_classes(spread, fine) for fine in _FINENESS]
+    return [way for k, way in enumerate(ways) if not any(np.array_equal(way, before) for before in ways[:k])]
 
 
 def _classes(spread: np.ndarray, fine: int) -> np.ndarray:

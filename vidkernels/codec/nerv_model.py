@@ -30,19 +30,31 @@ class Network:
     """The layout of a model's numbers: a module that draws pictures [B, 3, H, W] from latents [B, C, h, w].
 
     The module's own parameters are never looked at: those to draw with are passed. `scale`: how much larger a picture
-    is than its latents. `layers`: where the module is nothing but convolutions, these in order, each with the
-    enlargement behind it; all but the last are followed by GELU.
+    is than its latents; a network whose pictures depend on time alone has latents of 0 channels. `layers`: where the
+    module is nothing but convolutions, these in order, each with the enlargement behind it; all but the last are
+    followed by GELU. `encoder`: how the names of parameters begin that only a fit needs.
     """
 
     def __init__(
-        self, module: nn.Module, config: dict, size: tuple[int, int], scale: int, layers: list[tuple[str, int]] = ()
+        self,
+        module: nn.Module,
+        config: dict,
+        size: tuple[int, int],
+        scale: int,
+        layers: list[tuple[str, int]] = (),
+        encoder: str = "model.encoder.",
     ):
         self.module, self.config, self.size, self.layers = module, config, size, layers
-        self.latent_shape = (config["latent"], -(-size[0] // scale), -(-size[1] // scale))
-        self.shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
+        self.latent_shape = (config.get("latent", 0), -(-size[0] // scale), -(-size[1] // scale))
+        named = module.named_parameters()
+        self.shapes = {name: tuple(p.shape) for name, p in named if not name.startswith(encoder)}
+
+    def encoded(self, weights: dict[str, Tensor], frames: Tensor) -> Tensor:
+        """Latents of frames [B, H, W, 3] uint8, by the parameters of the encoder. Only where there is one."""
+        return functional_call(self.module, weights, (frames,))
 
     def pictures(self, weights: dict[str, Tensor], latents: Tensor, times: Tensor) -> Tensor:
-        """[B, 3, H, W] of latents at times [B], counted in frames of the file."""
+        """[B, 3, H, W] of latents at times [B], counted in frames of the file, or of what was appended to it."""
         return self.cut(functional_call(self.module, weights, (latents,)))
 
     def cut(self, pictures: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from .clip import Clip, color_of, timestamps, whole_audio
 from .container import Header
 from .nerv_families import NETWORKS
 from .nerv_model import Network
-from .nerv_train import SHARES, STAGES, Plan, Trainer
+from .nerv_train import STAGES, Plan, Trainer
 from .protocol import Goal
 
 _LOOKS = 10  # at bytes and PSNR, in the stages that have them
@@ -24,7 +24,6 @@ _EPOCHS = 150  # where no time is given
 _LEAST_STEPS, _MOST_STEPS = 1500, 20_000
 _TIMED = 6  # steps, of which the fastest counts: other work on the machine only adds
 _WEIGHT_BITS = 0.5  # of a weight, about, in a file that is to be small: most of them are 0
-_WEIGHT_SHARE = 0.7  # of the bytes, about, for weights
 _USUAL = 132 * 160 * 320  # pixels of the clip that the rules below were measured on
 
 
@@ -47,37 +46,46 @@ def make_plan(
     if goal.seconds is not None:
         weights = 500_000 * math.sqrt(goal.seconds / 120)
         config = family.config(clip.size, min(weights, most), len(clip))
-        plan, side = Plan(config, (0,) * 4, gop, exact), family.side(config, frames, goal, None)
+        plan, side = (
+            Plan(config, stages(0, family.shares), gop, exact),
+            family.side(config, frames, goal, None),
+        )
         network = family.network(config, clip.size, torch.Generator().manual_seed(0), side)
         each, look = _pace(network, frames, counted, plan, 0.01 * goal.seconds)
         left = 0.97 * goal.seconds - (time.monotonic() - began) - 3 * look
-        steps = max(40, int(left / sum(t * share for t, share in zip(each, SHARES, strict=True))))
-        return replace(plan, steps=stages(steps), check=steps), side
+        steps = max(40, int(left / sum(t * share for t, share in zip(each, family.shares, strict=True))))
+        return replace(plan, steps=stages(steps, family.shares), check=steps), side
     room = None
     if goal.bytes is not None:
         room = goal.bytes - Envelope(model, clip, {}, gop, exact).bytes(0, [0] * -(-len(clip) // gop))
         if room < 1000:
             _check.fail("fit", f"sound, times and hashes leave {room} bytes for the pictures.",
                         "allow more bytes, or cut a part out: only a whole clip keeps its audio.")  # fmt: skip
-        weights = 8 * _WEIGHT_SHARE * family.rest * room / _WEIGHT_BITS
+        weights = 8 * family.in_weights * family.rest * room / _WEIGHT_BITS
     else:
         weights = 300_000 * 10 ** ((goal.psnr - 30) / 8) * math.sqrt(pixels / _USUAL)  # the price does the rest
     config = family.config(clip.size, min(weights, most), len(clip))
-    plan = Plan(config, stages(steps), gop, exact, check=max(1, steps // _LOOKS), bytes=goal.bytes, psnr=goal.psnr)
+    plan = Plan(config, stages(steps, family.shares), gop, exact, check=max(1, steps // _LOOKS),
+                bytes=goal.bytes, psnr=goal.psnr)  # fmt: skip
     return plan, family.side(config, frames, goal, room)
 
 
-def stages(steps: int) -> tuple[int, ...]:
-    return tuple(max(4, round(share * steps)) for share in SHARES)
+def stages(steps: int, shares: Sequence[float]) -> tuple[int, ...]:
+    """Steps of each stage."""
+    return tuple(max(4, round(share * steps)) if share else 0 for share in shares)
 
 
 def _pace(
     network: Network, frames: torch.Tensor, counted: torch.Tensor | None, plan: Plan, most: float
 ) -> tuple[list[float], float]:
     """Seconds of a step of each stage, and of a look at what would be written; `most`: to spend on a stage's steps."""
-    trainer = Trainer(network, frames, counted, replace(plan, steps=(_TIMED,) * 4))
+    steps = tuple(min(_TIMED, n) for n in plan.steps)
+    trainer = Trainer(network, frames, counted, replace(plan, steps=steps))
     each = []
     for stage in range(len(STAGES)):
+        if not steps[stage]:
+            each.append(0.0)
+            continue
         trainer.enter(stage)
         tries, end = [], time.monotonic() + most
         while len(tries) < 2 or (len(tries) < _TIMED and time.monotonic() < end):

@@ -77,7 +77,9 @@ class NetworkFile(OpenedFile):
         return self.latents(frame), frame
 
     def drawn(self, numbers: tuple[torch.Tensor, float]) -> torch.Tensor:
-        return self._part(int(numbers[1]))[2].draw(*numbers)
+        latents, time = numbers
+        first, _, drawer = self._part(int(time))
+        return drawer.draw(latents, time - first)
 
     def at(self, seconds: float) -> torch.Tensor:
         """The picture [H, W, 3] at a time from the first frame on: between two frames, the latents are half way,

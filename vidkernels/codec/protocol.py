@@ -35,6 +35,8 @@ MODELS = {
     "gaussian": "vidkernels.codec.gaussian",
     "latent": "vidkernels.codec.nerv_latent",
     "flow": "vidkernels.codec.nerv_flow",
+    "nerv": "vidkernels.codec.nerv_nerv",
+    "hnerv": "vidkernels.codec.nerv_hnerv",
 }
 
 

@@ -1,0 +1,8 @@
+"""The codec model "nerv": NeRV, see models/nerv/nerv.py, nerv_published.py and nerv.py."""
+
+from functools import partial
+
+from . import nerv
+
+fit = partial(nerv.fit, "nerv")
+resume = nerv.resume
