@@ -184,9 +184,7 @@ def test_gradients_with_a_prediction(mode):
     r, b = (k - p).abs(), leaves[3][:, None]
     inside = 1 - (-0.5 / b).exp() * (r / b).cosh()
     mass = torch.where(r < 0.5, inside, (-r / b).exp() * (0.5 / b).sinh())
-    expected = torch.autograd.grad(
-        (k * leaves[2][:, None] * pull).sum() + (-mass.log2().sum(1) * price).sum(), leaves
-    )
+    expected = torch.autograd.grad((k * leaves[2][:, None] * pull).sum() + (-mass.log2().sum(1) * price).sum(), leaves)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
 

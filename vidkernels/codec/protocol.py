@@ -11,6 +11,14 @@ under its own name, when the generator ends; until then the work lives in `state
 removed at the end. Closing the generator, or killing the process, at
 any moment leaves a state from which `resume` goes on to the same bytes as an uninterrupted fit.
 
+A model whose files take more frames has a third one, in the same form:
+
+    append(path: Path, source: Source, goal: Goal, *, gop: int | None) -> Generator[Progress, None, Source]
+
+It adds the source's frames behind those of `path`, which stays what it was until the generator ends; `goal.bytes` are
+those that the file may grow by. `resume` goes on with an append as it does with a fit. A model of networks also takes
+`mask` (a picture or video) in `fit` and `append`.
+
 `vidkernels.codec.open(path)` returns a `Video` for a finished file of any model.
 """
 
@@ -109,6 +117,18 @@ class Model(Protocol):
 
     def fit(self, source: Source, out: Path, goal: Goal, *, gop: int | None) -> Generator[Progress, None, Source]: ...
     def resume(self, state: Path) -> Generator[Progress, None, Source]: ...
+
+
+def appending(path: Path) -> Model:
+    """The module of a file's model, which has `append`. ValueError: the model takes no more frames."""
+    from .container import ContainerReader
+
+    with ContainerReader(path) as reader:
+        name = reader.header.model
+    found = import_module(MODELS[name]) if name in MODELS else None
+    if not hasattr(found, "append"):
+        _check.fail("append", f"a file of the model {name!r} takes no more frames.", path=str(path))
+    return found
 
 
 def model(name: str) -> Model:

@@ -60,7 +60,8 @@ def fake_quantize_rate(
         backend: force one of vidkernels' backends; None chooses.
     Returns:
         QuantizedRate(value, bits): bits [C], or [1] where all of x is one row. Differentiable, once, in x, step and
-        spread, and in the prediction, which costs or saves bits and leaves the value alone. Bits far from 0 come from a closed form in the log domain: they are large, never infinite.
+        spread, and in the prediction, which costs or saves bits and leaves the value alone. Bits far from 0 come from a
+        closed form in the log domain: they are large, never infinite.
     Raises:
         ValueError: another mode, or shapes that do not fit.
     Backends: reference, cpu, cuda (sm80+), triton. float64 runs on the reference. Deterministic: yes, sums too.
