@@ -93,7 +93,7 @@ def test_the_encoder_does_not_see_what_a_mask_hides():
             for _ in range(3):
                 trainer.step()
         found.append(trainer.written())
-    assert found[0].chunk == found[1].chunk
+    assert found[0].chunks == found[1].chunks
     assert found[0].layers == found[1].layers
 
 

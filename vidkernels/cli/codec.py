@@ -65,6 +65,7 @@ def fit(
     gop: Annotated[int | None, typer.Option(min=1, help="frames per group of pictures")] = None,
     mask: Annotated[Path | None, typer.Option(help="a picture or video: what is white there need not be kept")] = None,
     floats: Annotated[bool, typer.Option("--float", help="draw with floats, not bit for bit everywhere")] = False,
+    planes: Annotated[int, typer.Option(min=1, max=4, help="code weights in so many parts, coarse ones first")] = 1,
     sheet: Sheet = True,
 ) -> None:
     """Fit a model to a video and write it as a .vkv file. Without --budget, --size or --psnr: 60 seconds."""
@@ -76,9 +77,13 @@ def fit(
             raise ValueError(f"{out} does not end with .vkv")
         _no_state(out)
         cut = protocol.Source(source, start, end, resize)
-        special = ({} if mask is None else {"mask": mask}) | ({"exact": False} if floats else {})
+        special = (
+            ({} if mask is None else {"mask": mask})
+            | ({"exact": False} if floats else {})
+            | ({} if planes == 1 else {"planes": planes})
+        )
         if special and model == "gaussian":
-            raise ValueError("the Gaussian model has no mask and no float profile; a network does: --model latent")
+            raise ValueError("the Gaussian model has no mask, planes or float profile; a network does: --model latent")
         _run(protocol.model(model).fit(cut, out, goal, gop=gop, **special), out, sheet)
 
 
@@ -128,6 +133,8 @@ def decode(
     fps: Annotated[float | None, typer.Option(min=1e-3, max=1e5, help="draw at this rate instead")] = None,
     size: Resize = None,
     raw: Annotated[bool, typer.Option("--raw", help="to stdout: bare rgb24 instead of y4m")] = False,
+    planes: Annotated[int | None, typer.Option(min=1, help="draw from the first so many of --planes only")] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="the file is cut short: draw what is there")] = False,
 ) -> None:
     """Decode a .vkv file into a movie, y4m, pictures or a pipe."""
     from vidkernels.codec import export, protocol
@@ -135,7 +142,8 @@ def decode(
     with _told():
         if raw and out != "-":
             raise ValueError("--raw is for stdout (-)")
-        video = protocol.open_video(path)
+        more = ({} if planes is None else {"planes": planes}) | ({"partial": True} if partial else {})
+        video = protocol.open_video(path, **more)
         chosen = range(*(slice(None) if frames is None else frames).indices(len(video)))
         if len(chosen) == 0:
             raise ValueError(f"no frame in that range: the file has {len(video)}")

@@ -23,8 +23,9 @@ from .nerv_bits import Quantised
 from .nerv_families import NETWORKS
 from .nerv_integer import Ranges
 from .nerv_mask import counted_pixels
-from .nerv_model import CHUNK, SIDE
+from .nerv_model import CHUNK, FINER, SIDE
 from .nerv_plan import Envelope, make_plan
+from .nerv_planes import MOST_PLANES
 from .nerv_train import STAGES, Plan, Trainer, Written
 from .protocol import Goal, Progress, Source, state_path
 from .state import reading_state, safetensors_for, state_facts, write_state
@@ -46,19 +47,24 @@ def fit(
     gop: int | None,
     mask: Path | None = None,
     exact: bool = True,
+    planes: int = 1,
 ) -> Generator[Progress, None, Source]:
     """Fit `source` with a network and write `out`; see protocol.py.
 
     Args:     mask: a picture or video; pixels under its bright parts do not count.
               exact: the file is drawn from integers, to the same bits everywhere; False: from floats.
+              planes: in so many the weights are coded, coarse ones first, so that the beginning of a file shows
+              something; 1 to 4.
     """
     began = time.monotonic()
     safetensors_for("fit")  # asked now, not when the first state is saved
+    if not 1 <= planes <= MOST_PLANES:
+        _check.fail("fit", f"expected 1 to {MOST_PLANES} planes.", planes=planes)
     path = Path(os.path.abspath(source.path))
     clip = Clip(Source(path, source.start, source.end, source.size))
     mask = None if mask is None else Path(os.path.abspath(mask))
     frames, counted = pictures(clip, mask)
-    plan, side = make_plan(model, clip, frames, counted, goal, min(gop or _GOP, len(clip)), exact, began)
+    plan, side = make_plan(model, clip, frames, counted, goal, min(gop or _GOP, len(clip)), exact, planes, began)
     return (yield from Run(model, clip, Path(out), plan, side, frames, counted, began, mask=mask).work())
 
 
@@ -73,6 +79,11 @@ def resume(state: Path) -> Generator[Progress, None, Source]:
 def pictures(clip: Clip, mask: Path | None) -> tuple[torch.Tensor, torch.Tensor | None]:
     frames = clip.load(0, len(clip))
     return frames, None if mask is None else counted_pixels(mask, len(clip), clip.size)
+
+
+def header_config(plan: Plan) -> dict:
+    """Of the network, and of how it is coded where that is not the usual way."""
+    return plan.config if plan.planes == 1 else {**plan.config, "planes": plan.planes}
 
 
 class Run:
@@ -106,7 +117,7 @@ class Run:
     def surroundings(self) -> Envelope:
         """What the file holds beside the model's bytes."""
         plan = self.trainer.plan
-        return Envelope(self.model, self.clip, plan.config, plan.gop, plan.exact, self.side)
+        return Envelope(self.model, self.clip, header_config(plan), plan.gop, plan.exact, self.side)
 
     # ---- what there is to do
 
@@ -164,7 +175,7 @@ class Run:
     def _look(self, written: Written) -> tuple[int, float]:
         """(bytes that the goal is about, mean PSNR) if the file were written now."""
         values = self.trainer.psnr(written)
-        size = self.envelope.bytes(len(self.chunk(written)), list(map(len, written.layers)))
+        size = self.envelope.bytes(list(map(len, self.chunks(written))), list(map(len, written.layers)))
         self.seen = sum(values) / len(values), size
         return size, self.seen[0]
 
@@ -194,25 +205,28 @@ class Run:
             _check.fail("fit", f"the network did not come below {size} bytes.", "allow more bytes.", bytes=plan.bytes)
         return written
 
-    def chunk(self, written: Written) -> bytes:
+    def chunks(self, written: Written) -> list[bytes]:
         """What is shared by all frames, as the file holds it."""
-        return written.chunk
+        return written.chunks
 
     def write(self, written: Written) -> None:
         """The file, with the hash of every frame as a reader will draw it."""
         plan = self.trainer.plan
         base, pts = timestamps(self.seconds, self.clip.rate)
         height, width = self.clip.size
-        header = Header(self.model, width, height, base, plan.config,
+        header = Header(self.model, width, height, base, header_config(plan),
                         color=color_of(self.clip.source.path), exact=plan.exact)  # fmt: skip
         with ContainerWriter(self.out, header) as writer:
-            writer.add_chunk(CHUNK, self.chunk(written))
+            coarse, *finer = self.chunks(written)
+            writer.add_chunk(CHUNK, coarse)
             if self.side:
                 writer.add_chunk(SIDE, self.side)
             self.add_gops(writer, written, 0, pts)
             audio = whole_audio(self.clip.source)
             if audio is not None:
                 writer.set_audio(audio)
+            for kind, data in zip(FINER, finer, strict=False):
+                writer.add_chunk(kind, data)
         self.seen = self.seen[0], self.out.stat().st_size
 
     def add_gops(self, writer: ContainerWriter, written: Written, first: int, pts: list[int]) -> None:

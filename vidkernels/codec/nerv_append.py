@@ -95,12 +95,12 @@ class Appending(Run):
         size, psnr = super()._look(written)
         return size - self.onto.bytes, psnr
 
-    def chunk(self, written: Written) -> bytes:
-        return pack_varint(self.onto.frames) + written.chunk
+    def chunks(self, written: Written) -> list[bytes]:
+        return [pack_varint(self.onto.frames) + written.chunks[0]]
 
     def write(self, written: Written) -> None:
         with self.onto.writer(self.out) as writer:
-            writer.add_chunk(f"D{self.before + 1:03}", self.chunk(written))
+            writer.add_chunk(f"D{self.before + 1:03}", self.chunks(written)[0])
             self.add_gops(writer, written, self.onto.frames, self.times)
         self.seen = self.seen[0], self.out.stat().st_size
 

@@ -36,6 +36,7 @@ def make_plan(
     goal: Goal,
     gop: int,
     exact: bool,
+    planes: int,
     began: float,
 ) -> tuple[Plan, bytes]:
     """The plan, and what the file holds beside the network."""
@@ -47,15 +48,13 @@ def make_plan(
     if goal.seconds is not None:
         weights = 500_000 * math.sqrt(goal.seconds / 120)
         config = family.config(clip.size, min(weights, most), len(clip))
-        plan, side = (
-            Plan(config, stages(0, family.shares), gop, exact),
-            family.side(config, frames, goal, None),
-        )
+        plan = Plan(config, stages(0, family.shares), gop, exact, planes=planes)
+        side = family.side(config, frames, goal, None)
         network = family.network(config, clip.size, torch.Generator().manual_seed(0), side)
         return timed(plan, family.shares, network, frames, counted, goal.seconds, began), side
     room = None
     if goal.bytes is not None:
-        room = goal.bytes - Envelope(model, clip, {}, gop, exact).bytes(0, [0] * -(-len(clip) // gop))
+        room = goal.bytes - Envelope(model, clip, {}, gop, exact).bytes([0] * planes, [0] * -(-len(clip) // gop))
         if room < 1000:
             _check.fail("fit", f"sound, times and hashes leave {room} bytes for the pictures.",
                         "allow more bytes, or cut a part out: only a whole clip keeps its audio.")  # fmt: skip
@@ -63,7 +62,8 @@ def make_plan(
     else:
         weights = 300_000 * 10 ** ((goal.psnr - 30) / 8) * math.sqrt(pixels / _USUAL)  # the price does the rest
     config = family.config(clip.size, min(weights, most), len(clip))
-    plan = Plan(config, stages(steps, family.shares), gop, exact, check=looks(steps), bytes=goal.bytes, psnr=goal.psnr)
+    plan = Plan(config, stages(steps, family.shares), gop, exact, check=looks(steps), bytes=goal.bytes, psnr=goal.psnr,
+                planes=planes)  # fmt: skip
     return plan, family.side(config, frames, goal, room)
 
 
@@ -133,14 +133,16 @@ class Envelope:
         self._heads += [gop_head(times, header.hash_bytes) for times in groups]
         audio = whole_audio(clip.source)
         self._heads += [] if audio is None else [len(audio.to_bytes())]
-        chunks = 1 + bool(side) + (audio is not None)
+        own = bool(side) + (audio is not None)
         self._heads += [len(side)] if side else []
         index = layout.INDEX.size + len(groups) * (layout.GOP_RECORD.itemsize + layout.LAYER_RECORD.itemsize)
-        self._heads += [index + chunks * layout.OTHER_RECORD.itemsize, layout.TAIL.size]
+        self._heads += [layout.TAIL.size]
+        self._index = index + own * layout.OTHER_RECORD.itemsize
 
-    def bytes(self, chunk: int, layers: Sequence[int]) -> int:
-        """Of the file with a shared chunk and layers of these lengths."""
-        pieces = [*self._heads, chunk, *(layout.LAYER.size + n for n in layers)]
+    def bytes(self, chunks: Sequence[int], layers: Sequence[int]) -> int:
+        """Of the file with shared chunks and layers of these lengths."""
+        index = self._index + len(chunks) * layout.OTHER_RECORD.itemsize
+        pieces = [*self._heads, index, *chunks, *(layout.LAYER.size + n for n in layers)]
         return self._start + sum(layout.HEAD.size + n + layout.padding(n) for n in pieces)
 
 
@@ -157,7 +159,8 @@ class AppendedEnvelope(Envelope):
         old = reader.index
         index = layout.INDEX.size + (len(old.gops) + len(groups)) * layout.GOP_RECORD.itemsize
         index += (len(old.layers) + len(groups)) * layout.LAYER_RECORD.itemsize
-        self._heads += [index + (len(old.others) + 1) * layout.OTHER_RECORD.itemsize, layout.TAIL.size]
+        self._heads += [layout.TAIL.size]
+        self._index = index + len(old.others) * layout.OTHER_RECORD.itemsize
 
 
 def gop_head(times: Sequence[int], hash_bytes: int) -> int:

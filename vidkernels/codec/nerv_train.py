@@ -30,6 +30,7 @@ _WARM, _FLOOR = 0.05, 0.02  # of the steps before the rate is full; of the rate,
 _FIRST_BITS = 6  # of the largest weight when the steps begin to be learned
 _LIMIT = 127  # of weights, in steps: what eight bits hold
 _NARROWEST = 0.05  # spread of integers that are all 0, for a gradient
+_COARSE = 3  # every so many steps one draws by a coarse plane, which without that would show nothing
 _SEEN = 12  # frames whose activations decide about ranges
 _PRICES = (1e-4, 10.0)
 
@@ -41,6 +42,7 @@ class Plan:
     config: of the network. steps: of each stage. batch: frames of a step. rate: of learning. price: squared error
     (mean over the clip, pixels in [0, 1]) that a bit for each of its pixels is worth. gop: frames of a group.
     check: steps between two looks at bytes and PSNR. bytes, psnr: what the price is steered to; None: it stays.
+    planes: in how many the weights are coded.
     """
 
     config: dict
@@ -53,6 +55,7 @@ class Plan:
     check: int = 200
     bytes: int | None = None
     psnr: float | None = None
+    planes: int = 1
 
     def steered(self, size: int, psnr: float) -> Plan:
         """The plan after a look at what would be written now."""
@@ -70,16 +73,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Written:
-    """What a file will hold: a chunk for all frames, and a layer for each group of pictures."""
+    """What a file will hold: chunks for all frames, and a layer for each group of pictures."""
 
     numbers: Numbers
     latents: np.ndarray  # [T, C, h, w] int32
-    chunk: bytes
+    chunks: list[bytes]
     layers: list[bytes]
-
-    @property
-    def bytes(self) -> int:
-        return len(self.chunk) + sum(map(len, self.layers))
 
 
 class Trainer:
@@ -197,6 +196,9 @@ class Trainer:
                 spread = (size.mean(1) / step).clamp(min=_NARROWEST)
                 value, cost = fake_quantize_rate(rows, step, spread, mode=mode, generator=generator)
                 bits = bits + cost.sum()
+                if self.plan.planes > 1 and weight.dim() > 1 and self.at % _COARSE == 0:
+                    third = step * 3 ** (1 + self.at // _COARSE % (self.plan.planes - 1))
+                    value = value + ((value / third).round() * third - value).detach()
                 drawn[name] = value.view_as(weight)
             weights = self._added(drawn)
         if not self.network.latent_shape[0]:
@@ -326,7 +328,7 @@ class Trainer:
         layers = [encode_latents(latents.values[k : k + self.plan.gop], code) for k in groups]
         exact = () if r is None else (integers(self.network.layers, weights, latents.step, r), r.stretch)
         numbers = Numbers(weights, code, *exact)
-        return Written(numbers, latents.values, numbers.to_bytes(self._base), layers)
+        return Written(numbers, latents.values, numbers.chunks(self.plan.planes, self._base), layers)
 
     @torch.no_grad()
     def _ranges(self) -> Ranges:

@@ -154,9 +154,9 @@ def state_model(state: Path) -> str:
     return str(state_facts(state).get("model", "gaussian"))
 
 
-def open_video(path: str | os.PathLike) -> Video:
+def open_video(path: str | os.PathLike, **more) -> Video:
     """`vidkernels.codec.open`, found when it is called."""
-    return import_module("vidkernels.codec").open(path)
+    return import_module("vidkernels.codec").open(path, **more)
 
 
 def read_source(
