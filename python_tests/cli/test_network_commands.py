@@ -7,7 +7,7 @@ import torch
 from typer.testing import CliRunner
 
 from vidkernels.cli import app
-from vidkernels.codec import nerv_latent, nerv_plan
+from vidkernels.codec import nerv, nerv_latent, nerv_plan
 from vidkernels.codec.protocol import Goal, Source
 from vidkernels.data import VideoReader, write_video
 
@@ -31,7 +31,7 @@ def clip(tmp_path, monkeypatch, generator):
     return tmp_path / "in.mkv"
 
 
-def test_fit_info_verify_decode_resume_compare(tmp_path, clip):
+def test_fit_info_verify_decode_resume_append_compare(tmp_path, clip, monkeypatch):
     out = tmp_path / "o.vkv"
     call("fit", clip, out, "--model", "latent", "--psnr", "12", "--gop", "3")
     assert out.with_suffix(".sheet.png").exists()
@@ -48,12 +48,19 @@ def test_fit_info_verify_decode_resume_compare(tmp_path, clip):
     assert points[0]["bytes"] == out.stat().st_size
 
     again = tmp_path / "again.vkv"
+    monkeypatch.setattr(nerv, "_REPORT_EVERY", 0.0)
     work = nerv_latent.fit(Source(clip), again, Goal(psnr=12.0), gop=3)
     next(work)
     work.close()
     assert "resume" in call("fit", clip, again, "--model", "latent", "--psnr", "12", code=1)
     call("resume", again, "--no-sheet")  # the state knows which model it is of
     assert again.read_bytes() == out.read_bytes()
+
+    call("append", again, clip, "--size", "50kB", "--gop", "2")
+    facts = json.loads(call("info", again, "--json"))
+    assert (facts["frames"], facts["gops"]) == (8, 4)
+    assert "8 of 8 frame hashes checked" in call("verify", again)
+    assert again.with_suffix(".sheet.png").exists()
 
     data = bytearray(out.read_bytes())
     data[len(data) // 2] ^= 1

@@ -43,6 +43,15 @@ def little_work(monkeypatch):
 
 
 @pytest.fixture
+def one_thread():
+    """What is small is not quicker on two threads, and much slower where others work on the machine, too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def few_steps(monkeypatch):
     """Fits of networks that take a second: what is tested here does not depend on how good the pictures are."""
     monkeypatch.setattr(nerv_plan, "_LEAST_STEPS", 24)

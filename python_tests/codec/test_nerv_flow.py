@@ -19,7 +19,10 @@ from vidkernels.codec.protocol import Goal, Source, state_path
 
 av = pytest.importorskip("av")
 pytest.importorskip("safetensors")
-pytestmark = pytest.mark.skipif("libsvtav1" not in av.codecs_available, reason="needs an FFmpeg with SVT-AV1")
+pytestmark = [
+    pytest.mark.skipif("libsvtav1" not in av.codecs_available, reason="needs an FFmpeg with SVT-AV1"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 
 @pytest.mark.parametrize(("count", "height", "width"), [(3, 48, 64), (1, 17, 5), (2, 65, 131)])
@@ -62,7 +65,9 @@ def test_damaged_key_frames_are_refused_or_decoded(moving_clip, damage):
 
 @pytest.mark.parametrize("goal", [Goal(bytes=5000), Goal(psnr=26.0)], ids=["bytes", "psnr"])
 def test_goals_and_what_info_says(source, tmp_path, goal, monkeypatch):
-    monkeypatch.setattr(nerv_plan, "_LEAST_STEPS", 150)
+    monkeypatch.setattr(nerv_plan, "_LEAST_STEPS", 100)
+    monkeypatch.setattr(nerv_plan, "_MOST_STEPS", 100)
+    monkeypatch.setattr(nerv_plan, "_LOOKS", 4)
     monkeypatch.setattr(nerv_families, "_KEY_DISTANCE", 3)
     path, clip = source(frames=6)
     out = tmp_path / "o.vkv"

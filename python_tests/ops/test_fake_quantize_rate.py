@@ -145,6 +145,55 @@ def test_noise_is_uniform():
         assert abs(float((noise[lag:] * noise[:-lag]).mean()) * 12) < 5e-3
 
 
+@pytest.mark.parametrize("mode", ["noise", "round"])
+def test_a_prediction_changes_the_bits_and_not_the_values(backend, mode):
+    """What is coded is the integer less the predicted integer; ties aside, rounding commutes with that."""
+    x, known = laplace(600, 9.0).view(3, 200), laplace(600, 5.0, 1).view(3, 200)
+    step, spread = torch.tensor([0.7, 1.0, 0.3]), torch.tensor([2.0, 30.0, 9.0])
+
+    def coded(of, **more):
+        generator = torch.Generator().manual_seed(4)
+        return fake_quantize_rate(of, step, spread, mode=mode, generator=generator, backend=backend, **more)
+
+    value, bits = coded(x, prediction=known)
+    torch.testing.assert_close(value, coded(x).value, rtol=1e-5, atol=1e-5)
+    missing = x - (known / step[:, None]).round() * step[:, None]
+    torch.testing.assert_close(bits, coded(missing).bits, rtol=1e-5, atol=1e-3)
+    assert torch.equal(coded(x, prediction=torch.zeros_like(x)).bits, coded(x).bits)
+    near = coded(x, prediction=x + 0.2 * known).bits
+    assert bool((near < bits).all())
+
+
+@pytest.mark.parametrize("mode", ["noise", "round"])
+def test_gradients_with_a_prediction(mode):
+    """Against the formula written with torch's own operations, the rounding replaced by what passes gradients."""
+    x, known = (laplace(60, s, i).double().view(2, 30) for i, s in enumerate((5.0, 4.0)))
+    step, spread = torch.tensor([0.6, 1.3]).double(), torch.tensor([2.0, 7.0]).double()
+    pull, price = torch.randn(2, 30).double(), torch.randn(2).double()
+    leaves = [t.clone().requires_grad_() for t in (x, known, step, spread)]
+    value, bits = fake_quantize_rate(
+        leaves[0], *leaves[2:], mode=mode, prediction=leaves[1], generator=torch.Generator().manual_seed(2)
+    )
+    found = torch.autograd.grad((value * pull).sum() + (bits * price).sum(), leaves)
+
+    leaves = [t.clone().requires_grad_() for t in (x, known, step, spread)]
+    through = lambda k: k + (k.round() - k).detach()  # noqa: E731
+    z, p = leaves[0] / leaves[2][:, None], through(leaves[1] / leaves[2][:, None])
+    noise = (value.detach() / step[:, None] - x / step[:, None]) if mode == "noise" else None
+    k = z + noise if mode == "noise" else through(z)
+    r, b = (k - p).abs(), leaves[3][:, None]
+    inside = 1 - (-0.5 / b).exp() * (r / b).cosh()
+    mass = torch.where(r < 0.5, inside, (-r / b).exp() * (0.5 / b).sinh())
+    expected = torch.autograd.grad((k * leaves[2][:, None] * pull).sum() + (-mass.log2().sum(1) * price).sum(), leaves)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
+
+
+def test_a_prediction_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match="prediction"):
+        fake_quantize_rate(torch.zeros(2, 3), one(1), one(1), mode="round", prediction=torch.zeros(2, 1))
+
+
 def test_one_step_and_one_spread_make_one_row():
     x = torch.randn(4, 3, 5)
     value, bits = fake_quantize_rate(x, one(0.3), one(2), mode="round")

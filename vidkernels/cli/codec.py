@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,12 +41,14 @@ End = Annotated[Any, typer.Option(help="leave out what is from this time on", **
 Resize = Annotated[
     Any, typer.Option(help="scale frames to WxH, or to a short side", **_unit(units.picture, "WxH|SIDE"))
 ]
-ModelName = Annotated[str, typer.Option("--model", help="the representation to fit: gaussian, latent, flow")]
+ModelName = Annotated[
+    str, typer.Option("--model", help="the representation to fit: gaussian, latent, flow, nerv, hnerv")
+]
 Sheet = Annotated[bool, typer.Option(help="write a contact sheet beside the file")]
 
 
 def register(app: typer.Typer) -> None:
-    for command in (fit, resume, decode, verify, compare):
+    for command in (fit, append, resume, decode, verify, compare):
         app.command()(command)
 
 
@@ -62,34 +65,58 @@ def fit(
     gop: Annotated[int | None, typer.Option(min=1, help="frames per group of pictures")] = None,
     mask: Annotated[Path | None, typer.Option(help="a picture or video: what is white there need not be kept")] = None,
     floats: Annotated[bool, typer.Option("--float", help="draw with floats, not bit for bit everywhere")] = False,
+    planes: Annotated[int, typer.Option(min=1, max=4, help="code weights in so many parts, coarse ones first")] = 1,
     sheet: Sheet = True,
 ) -> None:
     """Fit a model to a video and write it as a .vkv file. Without --budget, --size or --psnr: 60 seconds."""
     from vidkernels.codec import protocol
 
-    if sum(goal is not None for goal in (budget, size, psnr)) > 1:
-        raise typer.BadParameter("give one of --budget, --size and --psnr.")
-    if budget is size is psnr is None:
-        budget = 60.0
+    goal = _goal(budget, size, psnr)
     with _told():
         if out.suffix != ".vkv":
             raise ValueError(f"{out} does not end with .vkv")
-        state = protocol.state_path(out)
-        if state.exists():
-            raise ValueError(f"{state} holds an unfinished fit; go on with `vidkernels resume {out}`, or delete it")
+        _no_state(out)
         cut = protocol.Source(source, start, end, resize)
-        goal = protocol.Goal(budget, size, psnr)
-        special = ({} if mask is None else {"mask": mask}) | ({"exact": False} if floats else {})
+        special = (
+            ({} if mask is None else {"mask": mask})
+            | ({"exact": False} if floats else {})
+            | ({} if planes == 1 else {"planes": planes})
+        )
         if special and model == "gaussian":
-            raise ValueError("the Gaussian model has no mask and no float profile; a network does: --model latent")
+            raise ValueError("the Gaussian model has no mask, planes or float profile; a network does: --model latent")
         _run(protocol.model(model).fit(cut, out, goal, gop=gop, **special), out, sheet)
+
+
+def append(
+    path: Annotated[Path, typer.Argument(help="the .vkv file that is to grow")],
+    source: Annotated[Path, typer.Argument(help="the video to add behind what it holds")],
+    budget: Annotated[Any, typer.Option(help="stop after so much fitting", **_unit(units.duration, "TIME"))] = None,
+    size: Annotated[Any, typer.Option(help="grow by no more bytes than this", **_unit(units.size, "BYTES"))] = None,
+    psnr: Annotated[Any, typer.Option(help="stop at this mean PSNR", **_unit(units.decibels, "DB"))] = None,
+    start: Start = None,
+    end: End = None,
+    gop: Annotated[int | None, typer.Option(min=1, help="frames per group of pictures")] = None,
+    mask: Annotated[Path | None, typer.Option(help="a picture or video: what is white there need not be kept")] = None,
+    sheet: Sheet = True,
+) -> None:
+    """Add more video to a .vkv file, which stays what it was until all is done. Without a goal: 60 seconds."""
+    from vidkernels.codec import protocol
+
+    goal = _goal(budget, size, psnr)
+    with _told():
+        _no_state(path)
+        more = {} if mask is None else {"mask": mask}
+        model = protocol.appending(path)
+        if more and "mask" not in signature(model.append).parameters:
+            raise ValueError("the file's model has no mask")
+        _run(model.append(path, protocol.Source(source, start, end), goal, gop=gop, **more), path, sheet)
 
 
 def resume(
     path: Annotated[Path, typer.Argument(help="the .vkv file that was to be written, or its .state file")],
     sheet: Sheet = True,
 ) -> None:
-    """Go on with a fit that was interrupted; the result is the one that it would have had."""
+    """Go on with a fit or an append that was interrupted; the result is the one that it would have had."""
     from vidkernels.codec import protocol
 
     with _told():
@@ -106,6 +133,8 @@ def decode(
     fps: Annotated[float | None, typer.Option(min=1e-3, max=1e5, help="draw at this rate instead")] = None,
     size: Resize = None,
     raw: Annotated[bool, typer.Option("--raw", help="to stdout: bare rgb24 instead of y4m")] = False,
+    planes: Annotated[int | None, typer.Option(min=1, help="draw from the first so many of --planes only")] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="the file is cut short: draw what is there")] = False,
 ) -> None:
     """Decode a .vkv file into a movie, y4m, pictures or a pipe."""
     from vidkernels.codec import export, protocol
@@ -113,7 +142,8 @@ def decode(
     with _told():
         if raw and out != "-":
             raise ValueError("--raw is for stdout (-)")
-        video = protocol.open_video(path)
+        more = ({} if planes is None else {"planes": planes}) | ({"partial": True} if partial else {})
+        video = protocol.open_video(path, **more)
         chosen = range(*(slice(None) if frames is None else frames).indices(len(video)))
         if len(chosen) == 0:
             raise ValueError(f"no frame in that range: the file has {len(video)}")
@@ -231,6 +261,22 @@ def _told() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
+def _goal(budget: float | None, size: int | None, psnr: float | None):
+    from vidkernels.codec.protocol import Goal
+
+    if sum(goal is not None for goal in (budget, size, psnr)) > 1:
+        raise typer.BadParameter("give one of --budget, --size and --psnr.")
+    return Goal(60.0 if budget is size is psnr is None else budget, size, psnr)
+
+
+def _no_state(out: Path) -> None:
+    from vidkernels.codec.protocol import state_path
+
+    state = state_path(out)
+    if state.exists():
+        raise ValueError(f"{state} holds an unfinished fit; go on with `vidkernels resume {out}`, or delete it")
+
+
 def _run(work, out: Path, sheet: bool) -> None:
     """Drive a fit to its end, with a bar; Ctrl-C leaves the state and says how to go on."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -275,9 +321,14 @@ def _contact_sheet(source, out: Path) -> None:
 
     from vidkernels.codec import pictures, protocol
 
-    video = protocol.open_video(out)
-    numbers = pictures.spread(_SHEET_FRAMES, len(video))
-    frames, _, _ = protocol.read_source(source, lambda count: pictures.spread(_SHEET_FRAMES, count))
+    video, numbers = protocol.open_video(out), []
+
+    def spread(count):
+        chosen = pictures.spread(_SHEET_FRAMES, count)
+        numbers.extend(len(video) - count + i for i in chosen)  # what was appended is the end of the file
+        return chosen
+
+    frames, _, _ = protocol.read_source(source, spread)
     decoded = torch.stack([video[i] for i in numbers])
     path = out.with_suffix(".sheet.png")
     title = f"{out.name}, {out.stat().st_size} bytes, {len(video)} frames"

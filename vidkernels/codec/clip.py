@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from .. import _check
 from .audio import Audio, read_audio
 from .container import Color
 from .protocol import Source, read_source
@@ -76,6 +78,15 @@ def timestamps(seconds: Sequence[float], rate: Fraction) -> tuple[Fraction, list
     even = all(abs(s - seconds[0] - i / rate) < 0.25 / rate for i, s in enumerate(seconds))
     base = 1 / rate if even else Fraction(1, 90_000)
     return base, list(range(len(seconds))) if even else [round((s - seconds[0]) / base) for s in seconds]
+
+
+def ticks_behind(seconds: Sequence[float], base: Fraction, end: int) -> list[int]:
+    """Times of appended frames on the clock of a file that ends at `end`. ValueError: the clock is too coarse."""
+    ticks = [end + round((s - seconds[0]) / base) for s in seconds]
+    if any(b <= a for a, b in itertools.pairwise(ticks)):
+        _check.fail("append", f"the clip's frames come faster than the file's clock ticks, every {float(base):g} s.",
+                    "choose a clip of the file's frame rate")  # fmt: skip
+    return ticks
 
 
 def decibels(square: float) -> float:

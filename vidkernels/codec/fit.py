@@ -13,6 +13,7 @@ from .tables import Table
 
 _CUTS = (1e-3, 1e-2, 5e-2)  # shares of the symbols that windows leave to the escapes, on each side
 _MIXTURE_FROM = 256  # symbols; fewer do not pay for looking
+_REMEMBERED = 512  # different values, at most, of a histogram whose table is remembered
 _SMALLEST = 64  # bits of a parametric table, about
 
 
@@ -32,15 +33,19 @@ class Histogram:
         counts = counts[counts > 0]
         return float(-(counts @ np.log2(counts / counts.sum()))) + self.raw_bits
 
-    def cost(self, table: Table, bits: int) -> float:
+    def cost(self, table: Table, bits: int, most: float = np.inf) -> float:
+        """Bits of the table and of the symbols by it; infinity where the symbols alone take `most`."""
         freqs = table.freqs(bits)
         counts = np.concatenate([self.direct, self.escapes])
         used = counts > 0
         if (freqs[: len(counts)][used] == 0).any():
             return np.inf
+        coded = float(counts[used] @ (bits - np.log2(freqs[: len(counts)][used]))) + self.raw_bits
+        if coded >= most:
+            return np.inf
         head = BitWriter()
         table.write(head)
-        return float(counts[used] @ (bits - np.log2(freqs[: len(counts)][used]))) + len(head) + self.raw_bits
+        return coded + len(head)
 
 
 def escape_of(
@@ -57,13 +62,25 @@ def fit(values: np.ndarray, counts: np.ndarray, bits: int) -> Table:
     """The cheapest table for `counts` [m] of the different, sorted `values` [m] int64."""
     if not len(values):
         return Table(0, 0)
+    if len(values) > _REMEMBERED:
+        return _fit(values, counts, bits)
+    return _again(values.astype(np.int64).tobytes(), counts.astype(np.int64).tobytes(), bits)
+
+
+@lru_cache(maxsize=512)
+def _again(values: bytes, counts: bytes, bits: int) -> Table:
+    """A coder that tries several ways to share tables asks for the same ones again and again."""
+    return _fit(np.frombuffer(values, np.int64), np.frombuffer(counts, np.int64), bits)
+
+
+def _fit(values: np.ndarray, counts: np.ndarray, bits: int) -> Table:
     best, price = None, np.inf
     for shift, low, n in sorted(_windows(values, counts)):
         seen = _histogram(values, counts, shift, low, n)
         if seen.bound() >= price:
             continue
         for table in _candidates(seen):
-            cost = seen.cost(table, bits)
+            cost = seen.cost(table, bits, price)
             if best is None or cost < price:
                 best, price, window = table, cost, seen
     if counts.sum() >= _MIXTURE_FROM and best.n > 2 and price > 1.01 * window.bound() + _SMALLEST:

@@ -19,13 +19,14 @@ import numpy as np
 import torch
 
 from .. import _check
-from .clip import Clip, color_of, decibels, timestamps, whole_audio
-from .container import ContainerWriter, Header, frame_hash
+from .clip import Clip, color_of, decibels, ticks_behind, timestamps, whole_audio
+from .container import ContainerReader, ContainerWriter, Header, frame_hash
 from .gaussian_bits import encode_change, encode_key
 from .gaussian_fit import Moments, Plan, descend, fit_change, fit_key
 from .gaussian_model import FINE_LOG2, Grid, join_gop
+from .onto import Onto
 from .protocol import Goal, Progress, Source, state_path
-from .state import reading_state, safetensors_for, write_state
+from .state import reading_state, safetensors_for, state_facts, write_state
 
 NAME = "gaussian"
 _GOP = 66
@@ -46,15 +47,34 @@ def fit(source: Source, out: Path, goal: Goal, *, gop: int | None) -> Generator[
     gop = min(gop or _GOP, len(clip))
     grid = Grid(*clip.size) if goal.seconds is None else Grid(*clip.size, FINE_LOG2)
     clip.load(0, min(gop, len(clip)))
+    audio = whole_audio(clip.source) if goal.bytes is not None else None
+    if audio is not None:
+        goal = Goal(bytes=goal.bytes - len(audio.to_bytes()))
     plan = _plan(clip, grid, goal, gop)
-    return (yield from _Run(clip, out, grid, gop, plan, began).work())
+    return (yield from Run(clip, out, grid, gop, plan, began).work())
 
 
 def resume(state: Path) -> Generator[Progress, None, Source]:
     """Go on from a state file; see protocol.py."""
     began = time.monotonic()
-    run = _Run.load(Path(state), began)
-    return (yield from run.work())
+    kind = Appending if "onto" in state_facts(state) else Run
+    return (yield from kind.load(Path(state), began).work())
+
+
+def append(path: Path, source: Source, goal: Goal, *, gop: int | None = None) -> Generator[Progress, None, Source]:
+    """Fit more frames and add them to the file `path`; see protocol.py. They are scaled to the file's size."""
+    began = time.monotonic()
+    safetensors_for("append")
+    path = Path(path)
+    with ContainerReader(path) as reader:
+        header, onto = reader.header, Onto.of(reader)
+        grid = Grid.from_config(header.config, (header.height, header.width))
+    clip = Clip(Source(Path(os.path.abspath(source.path)), source.start, source.end, (grid.height, grid.width)))
+    gop = min(gop or _GOP, len(clip))
+    clip.load(0, len(clip))
+    ticks_behind(clip.seconds, header.time_base, onto.end)  # asked now, not when all is done
+    plan = _plan(clip, grid, goal, gop)
+    return (yield from Appending(clip, path, grid, gop, plan, began, onto=onto).work())
 
 
 def _plan(clip: Clip, grid: Grid, goal: Goal, gop: int) -> Plan:
@@ -73,8 +93,7 @@ def _plan(clip: Clip, grid: Grid, goal: Goal, gop: int) -> Plan:
         key_steps = max(40, round(min(steps_all * 0.08 / keys, 1200)))
         return Plan(count, key_steps, min(steps, 400), price=1e-5, haste=1.5 if steps < 60 else 1.0)
     if goal.bytes is not None:
-        audio = whole_audio(clip.source)
-        room = goal.bytes - (len(audio.to_bytes()) if audio else 0)
+        room = goal.bytes
         if room < 1000 + 100 * keys:
             _check.fail("fit", f"the audio track leaves {room} bytes for the pictures.",
                         "allow more bytes, or cut a part out: only a whole clip keeps its audio.")  # fmt: skip
@@ -86,7 +105,7 @@ def _plan(clip: Clip, grid: Grid, goal: Goal, gop: int) -> Plan:
     return Plan(max(16, round(count * min(8.0, density))), 800, 100, price=0.002, psnr=goal.psnr)
 
 
-class _Run:
+class Run:
     """A fit in progress: what is done, and what the next frame needs."""
 
     def __init__(self, clip: Clip, out: Path, grid: Grid, gop: int, plan: Plan, began: float, spent: float = 0.0):
@@ -192,18 +211,23 @@ class _Run:
         header = Header(NAME, self.grid.width, self.grid.height, base, config, color=color_of(self.clip.source.path),
                         exact=True)  # fmt: skip
         with ContainerWriter(self.out, header) as writer:
-            for g in self.gops:
-                n = len(g["hashes"])
-                writer.add_gop(g["first"], pts[g["first"] : g["first"] + n], {0: g["data"]}, g["hashes"])
+            self.add_gops(writer, 0, pts)
             audio = whole_audio(self.clip.source)
             if audio is not None:
                 writer.set_audio(audio)
+
+    def add_gops(self, writer: ContainerWriter, first: int, pts: list[int]) -> None:
+        """All groups, of which the first one's first frame has the number `first` in the file."""
+        for g in self.gops:
+            at, n = g["first"], len(g["hashes"])
+            writer.add_gop(first + at, pts[at : at + n], {0: g["data"]}, g["hashes"])
 
     # ---- the state file: safetensors, whole or not at all
 
     def save(self) -> None:
         facts = {
-            "out": str(self.out), "gop": self.gop, "plan": asdict(self.plan), "quanta_log2": self.grid.quanta_log2,
+            **self.more_facts(), "out": str(self.out), "gop": self.gop,
+            "plan": asdict(self.plan), "quanta_log2": self.grid.quanta_log2,
             "spent": time.monotonic() - self.began, "squares": self.squares, "bytes": self.bytes,
             "gops": [{"first": g["first"], "seconds": g["seconds"]} for g in self.gops],
             "moment_steps": self.moments.steps if self.moments else 0,
@@ -220,12 +244,22 @@ class _Run:
             arrays["mean"], arrays["variance"] = self.moments.mean.numpy(), self.moments.variance.numpy()
         write_state(state_path(self.out), self.clip, facts, arrays)
 
+    def more_facts(self) -> dict:
+        """What a state says beside what all fits say."""
+        return {}
+
     @classmethod
-    def load(cls, path: Path, began: float) -> _Run:
+    def again(cls, facts: dict, out: Path) -> dict:
+        """Arguments that a state's facts stand for."""
+        return {}
+
+    @classmethod
+    def load(cls, path: Path, began: float) -> Run:
         with reading_state(path) as (clip, facts, arrays):
             grid = Grid(*clip.size, tuple(facts["quanta_log2"]))
             out = path.with_suffix("")
-            run = cls(clip, out, grid, facts["gop"], Plan(**facts["plan"]), began, facts["spent"])
+            run = cls(clip, out, grid, facts["gop"], Plan(**facts["plan"]), began, facts["spent"],
+                      **cls.again(facts, out))  # fmt: skip
             run.squares, run.bytes = facts["squares"], facts["bytes"]
             for k, g in enumerate(facts["gops"]):
                 run.gops.append({**g, "data": arrays[f"data{k}"].tobytes(), "hashes": _cut(arrays[f"hashes{k}"], 8)})
@@ -238,6 +272,27 @@ class _Run:
                 a = run.frames
                 run.change = a[-1] - a[-2] if len(a) > 1 else np.zeros_like(a[-1])
         return run
+
+
+class Appending(Run):
+    """An append in progress: the same fit, written behind what a file holds."""
+
+    def __init__(self, *what, onto: Onto, **more):
+        self.onto = onto
+        super().__init__(*what, **more)
+
+    def write(self) -> None:
+        with self.onto.writer(self.out) as writer:
+            seconds = [s for g in self.gops for s in g["seconds"]]
+            self.add_gops(writer, self.onto.frames, ticks_behind(seconds, writer.header.time_base, self.onto.end))
+        self.bytes = self.out.stat().st_size
+
+    def more_facts(self) -> dict:
+        return {"onto": asdict(self.onto)}
+
+    @classmethod
+    def again(cls, facts: dict, out: Path) -> dict:
+        return {"onto": Onto(**facts["onto"]).same(out)}
 
 
 def _cut(array: np.ndarray, sizes: int | list[int]) -> list[bytes]:

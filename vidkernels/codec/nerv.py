@@ -19,14 +19,16 @@ import torch
 from .. import _check
 from .clip import Clip, color_of, fingerprint, timestamps, whole_audio
 from .container import ContainerWriter, Header, frame_hash
+from .nerv_bits import Quantised
 from .nerv_families import NETWORKS
 from .nerv_integer import Ranges
 from .nerv_mask import counted_pixels
-from .nerv_model import CHUNK, SIDE
+from .nerv_model import CHUNK, FINER, SIDE
 from .nerv_plan import Envelope, make_plan
+from .nerv_planes import MOST_PLANES
 from .nerv_train import STAGES, Plan, Trainer, Written
 from .protocol import Goal, Progress, Source, state_path
-from .state import reading_state, safetensors_for, write_state
+from .state import reading_state, safetensors_for, state_facts, write_state
 
 _GOP = 66
 _SEED = 0
@@ -45,35 +47,47 @@ def fit(
     gop: int | None,
     mask: Path | None = None,
     exact: bool = True,
+    planes: int = 1,
 ) -> Generator[Progress, None, Source]:
     """Fit `source` with a network and write `out`; see protocol.py.
 
     Args:     mask: a picture or video; pixels under its bright parts do not count.
               exact: the file is drawn from integers, to the same bits everywhere; False: from floats.
+              planes: in so many the weights are coded, coarse ones first, so that the beginning of a file shows
+              something; 1 to 4.
     """
     began = time.monotonic()
     safetensors_for("fit")  # asked now, not when the first state is saved
+    if not 1 <= planes <= MOST_PLANES:
+        _check.fail("fit", f"expected 1 to {MOST_PLANES} planes.", planes=planes)
     path = Path(os.path.abspath(source.path))
     clip = Clip(Source(path, source.start, source.end, source.size))
     mask = None if mask is None else Path(os.path.abspath(mask))
-    frames, counted = _pictures(clip, mask)
-    plan, side = make_plan(model, clip, frames, counted, goal, min(gop or _GOP, len(clip)), exact, began)
-    return (yield from _Run(model, clip, Path(out), plan, side, frames, counted, began, mask=mask).work())
+    frames, counted = pictures(clip, mask)
+    plan, side = make_plan(model, clip, frames, counted, goal, min(gop or _GOP, len(clip)), exact, planes, began)
+    return (yield from Run(model, clip, Path(out), plan, side, frames, counted, began, mask=mask).work())
 
 
 def resume(state: Path) -> Generator[Progress, None, Source]:
     """Go on from a state file; see protocol.py."""
-    run = _Run.load(Path(state), time.monotonic())
-    return (yield from run.work())
+    from .nerv_append import Appending
+
+    kind = Appending if "onto" in state_facts(state) else Run
+    return (yield from kind.load(Path(state), time.monotonic()).work())
 
 
-def _pictures(clip: Clip, mask: Path | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+def pictures(clip: Clip, mask: Path | None) -> tuple[torch.Tensor, torch.Tensor | None]:
     frames = clip.load(0, len(clip))
     return frames, None if mask is None else counted_pixels(mask, len(clip), clip.size)
 
 
-class _Run:
-    """A fit in progress."""
+def header_config(plan: Plan) -> dict:
+    """Of the network, and of how it is coded where that is not the usual way."""
+    return plan.config if plan.planes == 1 else {**plan.config, "planes": plan.planes}
+
+
+class Run:
+    """A fit in progress. `base`: weights that the fit's are coded as differences to."""
 
     def __init__(
         self,
@@ -88,16 +102,22 @@ class _Run:
         *,
         mask: Path | None = None,
         spent: float = 0.0,
+        base: dict[str, Quantised] | None = None,
     ):
         self.model, self.clip, self.out, self.mask, self.side = model, clip, out, mask, side
         self.began, self.seconds = began - spent, clip.seconds
         network = NETWORKS[model].network(plan.config, clip.size, torch.Generator().manual_seed(_SEED), side)
-        self.trainer = Trainer(network, frames, counted, plan, _SEED)
-        self.envelope = Envelope(model, clip, plan.config, plan.gop, plan.exact, side)
+        self.trainer = Trainer(network, frames, counted, plan, _SEED, base)
+        self.envelope = self.surroundings()
         self.whole = True  # False while a step is done: half of one is not to be saved
         self.rounds = 0  # added to the last two stages
         self.seen: tuple[float, int] | None = None  # PSNR and bytes, as they were last looked at
         self.best: float | None = None  # PSNR after the round before
+
+    def surroundings(self) -> Envelope:
+        """What the file holds beside the model's bytes."""
+        plan = self.trainer.plan
+        return Envelope(self.model, self.clip, header_config(plan), plan.gop, plan.exact, self.side)
 
     # ---- what there is to do
 
@@ -153,9 +173,9 @@ class _Run:
             trainer.plan = trainer.plan.steered(*self._look(trainer.written()))
 
     def _look(self, written: Written) -> tuple[int, float]:
-        """(bytes of the file, mean PSNR) if it were written now."""
+        """(bytes that the goal is about, mean PSNR) if the file were written now."""
         values = self.trainer.psnr(written)
-        size = self.envelope.bytes(len(written.chunk), list(map(len, written.layers)))
+        size = self.envelope.bytes(list(map(len, self.chunks(written))), list(map(len, written.layers)))
         self.seen = sum(values) / len(values), size
         return size, self.seen[0]
 
@@ -185,27 +205,38 @@ class _Run:
             _check.fail("fit", f"the network did not come below {size} bytes.", "allow more bytes.", bytes=plan.bytes)
         return written
 
+    def chunks(self, written: Written) -> list[bytes]:
+        """What is shared by all frames, as the file holds it."""
+        return written.chunks
+
     def write(self, written: Written) -> None:
         """The file, with the hash of every frame as a reader will draw it."""
-        plan, network = self.trainer.plan, self.trainer.network
+        plan = self.trainer.plan
         base, pts = timestamps(self.seconds, self.clip.rate)
-        drawer = written.numbers.drawer(network)
         height, width = self.clip.size
-        header = Header(self.model, width, height, base, plan.config,
+        header = Header(self.model, width, height, base, header_config(plan),
                         color=color_of(self.clip.source.path), exact=plan.exact)  # fmt: skip
         with ContainerWriter(self.out, header) as writer:
-            writer.add_chunk(CHUNK, written.chunk)
+            coarse, *finer = self.chunks(written)
+            writer.add_chunk(CHUNK, coarse)
             if self.side:
                 writer.add_chunk(SIDE, self.side)
-            for k, layer in enumerate(written.layers):
-                first = k * plan.gop
-                latents = torch.from_numpy(written.latents[first : first + plan.gop])
-                hashes = [frame_hash(drawer.draw(x, first + i)) for i, x in enumerate(latents)]
-                writer.add_gop(first, pts[first : first + len(hashes)], {0: layer}, hashes)
+            self.add_gops(writer, written, 0, pts)
             audio = whole_audio(self.clip.source)
             if audio is not None:
                 writer.set_audio(audio)
+            for kind, data in zip(FINER, finer, strict=False):
+                writer.add_chunk(kind, data)
         self.seen = self.seen[0], self.out.stat().st_size
+
+    def add_gops(self, writer: ContainerWriter, written: Written, first: int, pts: list[int]) -> None:
+        """The latents of all frames, whose first one has the number `first` in the file."""
+        drawer, gop = written.numbers.drawer(self.trainer.network), self.trainer.plan.gop
+        for k, layer in enumerate(written.layers):
+            at = k * gop
+            latents = torch.from_numpy(written.latents[at : at + gop])
+            hashes = [frame_hash(drawer.draw(x, at + i)) for i, x in enumerate(latents)]
+            writer.add_gop(first + at, pts[at : at + len(hashes)], {0: layer}, hashes)
 
     # ---- the state file
 
@@ -217,8 +248,8 @@ class _Run:
             _check.fail("fit", f"the fit diverged: {error}; the last good numbers are kept in the state.",
                         error=FloatingPointError, state=str(state_path(self.out)))  # fmt: skip
         facts = {
-            "model": self.model, "plan": asdict(t.plan), "at": t.at, "stage": t.stage, "into": t.into,
-            "rounds": self.rounds, "seen": self.seen,
+            **self.more_facts(), "model": self.model, "plan": asdict(t.plan),
+            "at": t.at, "stage": t.stage, "into": t.into, "rounds": self.rounds, "seen": self.seen,
             "ranges": None if t.ranges is None else asdict(t.ranges), "best": self.best,
             "spent": time.monotonic() - self.began,
             "mask": None if self.mask is None else [str(self.mask), fingerprint(self.mask)],
@@ -226,8 +257,17 @@ class _Run:
         arrays["side"] = np.frombuffer(self.side, np.uint8)
         write_state(state_path(self.out), self.clip, facts, arrays)
 
+    def more_facts(self) -> dict:
+        """What a state says beside what all fits say."""
+        return {}
+
     @classmethod
-    def load(cls, path: Path, began: float) -> _Run:
+    def again(cls, facts: dict, out: Path) -> dict:
+        """Arguments that a state's facts stand for."""
+        return {}
+
+    @classmethod
+    def load(cls, path: Path, began: float) -> Run:
         with reading_state(path) as (clip, facts, arrays):
             mask = None
             if facts["mask"] is not None:
@@ -236,8 +276,8 @@ class _Run:
                     raise ValueError(f"{mask} is no longer the mask that the fit began with")
             plan = Plan(**{**facts["plan"], "steps": tuple(facts["plan"]["steps"])})
             side = arrays["side"].tobytes()
-            run = cls(facts["model"], clip, path.with_suffix(""), plan, side, *_pictures(clip, mask), began, mask=mask,
-                      spent=facts["spent"])  # fmt: skip
+            run = cls(facts["model"], clip, path.with_suffix(""), plan, side, *pictures(clip, mask), began, mask=mask,
+                      spent=facts["spent"], **cls.again(facts, path.with_suffix("")))  # fmt: skip
             run.rounds, run.best = facts["rounds"], facts["best"]
             run.seen = None if facts["seen"] is None else tuple(facts["seen"])
             run.trainer.restore(arrays, facts["at"], facts["stage"], facts["into"],

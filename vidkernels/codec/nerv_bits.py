@@ -69,8 +69,7 @@ def encode_tensor(tensor: Quantised) -> bytes:
     """The cheapest of several finenesses of classes."""
     rows = tensor.values.reshape(len(tensor.values), -1)
     best = None
-    for fine in _FINENESS:
-        kind = _classes(np.abs(rows).mean(1), fine)
+    for kind in choices(np.abs(rows).mean(1)):
         coded = join(
             encode_symbols(kind.astype(np.int32)),
             encode_symbols(rows.reshape(-1), np.repeat(kind, rows.shape[1])),
@@ -83,7 +82,7 @@ def encode_tensor(tensor: Quantised) -> bytes:
 def decode_tensor(data: memoryview, shape: Sequence[int]) -> Quantised:
     step = _read_step(data)
     streams = split(data[_STEP.size :], 2)
-    kind = _read_classes(streams[0], shape[0])
+    kind = read_classes(streams[0], shape[0])
     values = decode_symbols(streams[1], int(np.prod(shape)), np.repeat(kind, int(np.prod(shape[1:]))))
     return Quantised(values.reshape(tuple(shape)), step)
 
@@ -98,7 +97,7 @@ def decode_latent_code(data: memoryview, channels: int) -> LatentCode:
     follow = decode_symbols(streams[0], channels)
     if ((follow < 0) | (follow > PARTS)).any():
         raise ValueError("a prediction is not between nothing and the frame before")
-    return LatentCode(step, follow, _read_classes(streams[1], channels))
+    return LatentCode(step, follow, read_classes(streams[1], channels))
 
 
 def latent_code(q: np.ndarray, step: float, follow: np.ndarray, gop: int) -> LatentCode:
@@ -107,11 +106,11 @@ def latent_code(q: np.ndarray, step: float, follow: np.ndarray, gop: int) -> Lat
     residuals = np.concatenate([residual(q[k : k + gop], blank) for k in range(0, len(q), gop)])
     spread = np.abs(residuals).mean((0, 2, 3))
     costs = []
-    for fine in _FINENESS:
-        code = LatentCode(step, follow, _classes(spread, fine))
+    for kind in choices(spread):
+        code = LatentCode(step, follow, kind)
         streams = [encode_latents(q[k : k + gop], code) for k in range(0, len(q), gop)]
-        costs.append((sum(map(len, streams)) + len(encode_latent_code(code)), fine, code))
-    return min(costs, key=lambda c: c[:2])[2]
+        costs.append((sum(map(len, streams)) + len(encode_latent_code(code)), len(costs), code))
+    return min(costs)[2]
 
 
 def residual(q: np.ndarray, code: LatentCode) -> np.ndarray:
@@ -140,6 +139,12 @@ def _latent_contexts(shape: Sequence[int], code: LatentCode) -> np.ndarray:
     return np.tile(np.repeat(code.kind, shape[2] * shape[3]), shape[0])
 
 
+def choices(spread: np.ndarray) -> list[np.ndarray]:
+    """Different ways to put rows into classes, the coarsest first."""
+    ways = [_classes(spread, fine) for fine in _FINENESS]
+    return [way for k, way in enumerate(ways) if not any(np.array_equal(way, before) for before in ways[:k])]
+
+
 def _classes(spread: np.ndarray, fine: int) -> np.ndarray:
     """uint8 classes of mean magnitudes, evenly spaced on a logarithmic scale, counted without gaps."""
     level = np.round(fine * np.log2(np.maximum(spread, 2.0**-6))).astype(np.int64)
@@ -147,7 +152,8 @@ def _classes(spread: np.ndarray, fine: int) -> np.ndarray:
     return np.minimum(kind, 255).astype(np.uint8)
 
 
-def _read_classes(data: memoryview, count: int) -> np.ndarray:
+def read_classes(data: memoryview, count: int) -> np.ndarray:
+    """[count] uint8 classes of rows; ValueError where the bytes hold none."""
     kind = decode_symbols(data, count)
     if ((kind < 0) | (kind > 255)).any():
         raise ValueError("a class is not between 0 and 255")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable
 
 import torch
@@ -15,45 +14,16 @@ from ..metrics import frame_psnr
 from ..models.nerv.flow_nerv import FlowDecoder, neighbours
 from ..models.nerv.latent_nerv import LatentDecoder, latent_strides, latent_widths
 from .keys import chosen_quality, decode_keys, encode_keys
+from .nerv_family import Family, checked
 from .nerv_model import Network
-from .protocol import Goal
+from .nerv_published import HnervFamily, NervFamily
 
-_MOST_WEIGHTS = 1 << 26
 _MOST_WIDTH = 128  # of the networks that are made here
-_MOST_SIDE = 1 << 12
-_MOST_WORK = 1 << 33  # numbers between two layers, of one picture
 _KEY_DISTANCE = 44  # frames, at most
 _MOST_KEYS = 1 << 12
 _KEY_SHARE = 0.4  # of the bytes
 _KEY_LEAD = 1.5  # decibels that key frames are better than the goal
 _KEY_CRF = 40  # where neither bytes nor decibels are asked for
-
-
-class Family:
-    """A kind of network.
-
-    exact: whether its pictures can be drawn from integers alone. rest: share of the bytes that its numbers get.
-    """
-
-    exact = True
-    rest = 1.0
-
-    def config(self, size: tuple[int, int], weights: float, frames: int) -> dict:
-        """Of a network with about so many weights: JSON for the header."""
-        raise NotImplementedError
-
-    def network(
-        self, config: dict, size: tuple[int, int], generator: torch.Generator | None = None, side: bytes = b""
-    ) -> Network:
-        """The layout of its numbers, from a config that may hold anything; without a generator no numbers are made.
-
-        Raises:   ValueError: no network of a reasonable size, or `side` does not suit it.
-        """
-        raise NotImplementedError
-
-    def side(self, config: dict, frames: Tensor, goal: Goal, room: int | None) -> bytes:
-        """What the file holds beside the network: coded by something else, before the fit begins."""
-        return b""
 
 
 class LatentFamily(Family):
@@ -77,7 +47,7 @@ class LatentFamily(Family):
         return sum(9 * a * b * s * s for (a, b), s in zip(pairs, config["strides"], strict=True))
 
     def network(self, config, size, generator=None, side=b""):
-        strides = _checked(config, size)
+        strides = checked(config, size)
         with torch.device("cpu" if generator is not None else "meta"):
             module = LatentDecoder(config["latent"], config["channels"], strides, generator=generator)
         blocks = [(f"blocks.{i}.conv", s) for i, s in enumerate(strides[:-1])]
@@ -109,7 +79,7 @@ class FlowFamily(LatentFamily):
         return {**super().config(size, weights, frames), "keys": keys}
 
     def network(self, config, size, generator=None, side=b""):
-        strides = _checked(config, size)
+        strides = checked(config, size)
         keys = config.get("keys")
         rising = type(keys) is list and 1 <= len(keys) <= _MOST_KEYS and all(type(k) is int for k in keys)
         if not rising or keys[0] < 0 or any(b <= a for a, b in itertools.pairwise(keys)) or keys[-1] >= 1 << 31:
@@ -137,30 +107,9 @@ def _worse_than(chosen: Tensor, psnr: float) -> Callable[[bytes], bool]:
     return lambda data: float(frame_psnr(decode_keys(data, size, count), chosen).mean()) <= psnr
 
 
-def _checked(config: dict, size: tuple[int, int]) -> list[int]:
-    """The strides of a config whose numbers are within reason."""
-    latent, channels, strides = (config.get(name) for name in ("latent", "channels", "strides"))
-    numbers = [latent, *_list("channels", channels), *_list("strides", strides)]
-    if any(type(n) is not int or not 1 <= n <= _MOST_SIDE for n in numbers):
-        raise ValueError(f"`latent`, `channels` or `strides` of the header's config is not from 1 to {_MOST_SIDE}")
-    if len(strides) != len(channels) + 1:
-        raise ValueError("`strides` of the header's config has not one number more than `channels`")
-    widths, weights, grown = [latent, *channels, 3], 0, 1
-    scale = math.prod(strides)
-    cells = math.prod(-(-side // scale) for side in size)
-    work = cells * latent
-    for (a, b), s in zip(itertools.pairwise(widths), strides, strict=True):
-        weights, grown = weights + 9 * a * b * s * s, grown * s
-        work = max(work, cells * grown * grown * b)
-    if weights > _MOST_WEIGHTS or work > _MOST_WORK:
-        raise ValueError("the header's config is of a network larger than this version draws")
-    return strides
-
-
-def _list(name: str, value) -> list:
-    if type(value) is not list or not 1 <= len(value) <= 16:
-        raise ValueError(f"`{name}` of the header's config is no list of 1 to 16 numbers")
-    return value
-
-
-NETWORKS: dict[str, Family] = {"latent": LatentFamily(), "flow": FlowFamily()}
+NETWORKS: dict[str, Family] = {
+    "latent": LatentFamily(),
+    "flow": FlowFamily(),
+    "nerv": NervFamily(),
+    "hnerv": HnervFamily(),
+}

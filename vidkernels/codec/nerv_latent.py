@@ -2,7 +2,8 @@
 
 from functools import partial
 
-from . import nerv
+from . import nerv, nerv_append
 
 fit = partial(nerv.fit, "latent")
 resume = nerv.resume
+append = nerv_append.append

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,8 +22,11 @@ from .nerv_bits import (
     split,
 )
 from .nerv_integer import IntegerDrawer, Layer, decode_layers, encode_layers
+from .nerv_planes import coarser, decode_refinement, encode_refinement
 
 CHUNK, SIDE = "NETW", "KEYS"  # kinds of chunks
+FINER = "NET1", "NET2", "NET3"  # what makes the weights of CHUNK finer
+_HELD = 127  # by a weight of the exact profile
 APPENDED = re.compile("D[0-9]{3}")  # weights of what was appended: where it begins, then its differences to NETW
 
 
@@ -30,19 +34,31 @@ class Network:
     """The layout of a model's numbers: a module that draws pictures [B, 3, H, W] from latents [B, C, h, w].
 
     The module's own parameters are never looked at: those to draw with are passed. `scale`: how much larger a picture
-    is than its latents. `layers`: where the module is nothing but convolutions, these in order, each with the
-    enlargement behind it; all but the last are followed by GELU.
+    is than its latents; a network whose pictures depend on time alone has latents of 0 channels. `layers`: where the
+    module is nothing but convolutions, these in order, each with the enlargement behind it; all but the last are
+    followed by GELU. `encoder`: how the names of parameters begin that only a fit needs.
     """
 
     def __init__(
-        self, module: nn.Module, config: dict, size: tuple[int, int], scale: int, layers: list[tuple[str, int]] = ()
+        self,
+        module: nn.Module,
+        config: dict,
+        size: tuple[int, int],
+        scale: int,
+        layers: list[tuple[str, int]] = (),
+        encoder: str = "model.encoder.",
     ):
         self.module, self.config, self.size, self.layers = module, config, size, layers
-        self.latent_shape = (config["latent"], -(-size[0] // scale), -(-size[1] // scale))
-        self.shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
+        self.latent_shape = (config.get("latent", 0), -(-size[0] // scale), -(-size[1] // scale))
+        named = module.named_parameters()
+        self.shapes = {name: tuple(p.shape) for name, p in named if not name.startswith(encoder)}
+
+    def encoded(self, weights: dict[str, Tensor], frames: Tensor) -> Tensor:
+        """Latents of frames [B, H, W, 3] uint8, by the parameters of the encoder. Only where there is one."""
+        return functional_call(self.module, weights, (frames,))
 
     def pictures(self, weights: dict[str, Tensor], latents: Tensor, times: Tensor) -> Tensor:
-        """[B, 3, H, W] of latents at times [B], counted in frames of the file."""
+        """[B, 3, H, W] of latents at times [B], counted in frames of the file, or of what was appended to it."""
         return self.cut(functional_call(self.module, weights, (latents,)))
 
     def cut(self, pictures: Tensor) -> Tensor:
@@ -65,13 +81,23 @@ class Numbers:
             return Drawer(network, self.weights, self.code.step)
         return IntegerDrawer(network.layers, self.weights, self.layers, self.stretch, network.size)
 
-    def to_bytes(self, base: dict[str, Quantised] | None = None) -> bytes:
-        """A NETW chunk; with `base`, the part of a chunk of weights that differ from these, in the same steps."""
-        weights = self.weights.items()
+    def chunks(self, planes: int = 1, base: dict[str, Quantised] | None = None) -> list[bytes]:
+        """A NETW chunk and those that make its weights finer; with `base`, the part of a chunk of weights that differ
+        from these, in the same steps."""
         if base is not None:
-            weights = [(name, Quantised(w.values - base[name].values, w.step)) for name, w in weights]
+            change = {name: Quantised(w.values - base[name].values, w.step) for name, w in self.weights.items()}
+            return [self._joined(change)]
+        fine, finer = self.weights, []
+        for _ in range(planes - 1):
+            coarse = {name: Quantised(coarser(w.values), w.step) if _split(w) else w for name, w in fine.items()}
+            parts = [encode_refinement(w.values, coarse[name].values) for name, w in fine.items() if _split(w)]
+            finer.insert(0, join(*parts))
+            fine = coarse
+        return [self._joined(fine), *finer]
+
+    def _joined(self, weights: dict[str, Quantised]) -> bytes:
         exact = [] if self.layers is None else [encode_layers(self.layers, self.stretch)]
-        return join(encode_latent_code(self.code), *(encode_tensor(w) for _, w in weights), *exact)
+        return join(encode_latent_code(self.code), *map(encode_tensor, weights.values()), *exact)
 
     @classmethod
     def from_bytes(
@@ -85,6 +111,25 @@ class Numbers:
         if base is not None:
             weights = {name: _sum(base[name], change) for name, change in weights.items()}
         return cls(weights, code, *(decode_layers(parts[-1], len(network.layers)) if exact else ()))
+
+    def refined(self, finer: Sequence[memoryview], planes: int) -> Numbers:
+        """With weights made finer by some of the chunks that a file of so many planes has behind NETW. ValueError where
+        they cannot be these."""
+        weights = dict(self.weights)
+        for data in finer:
+            names = [name for name, w in weights.items() if _split(w)]
+            for name, part in zip(names, split(data, len(names)), strict=True):
+                weights[name] = Quantised(decode_refinement(part, weights[name].values), weights[name].step)
+        missing = 3 ** (planes - 1 - len(finer))
+        for name, w in weights.items() if missing > 1 else ():
+            if _split(w):
+                weights[name] = Quantised((w.values * missing).clip(-_HELD, _HELD), w.step)
+        return replace(self, weights=weights)
+
+
+def _split(weight: Quantised) -> bool:
+    """Whether it comes in planes: biases are too few."""
+    return weight.values.ndim > 1
 
 
 def _sum(base: Quantised, change: Quantised) -> Quantised:

@@ -13,10 +13,11 @@ import torch
 from .. import _check
 from . import layout
 from .clip import Clip, color_of, timestamps, whole_audio
-from .container import Header
+from .container import ContainerReader, Header
+from .nerv_bits import Quantised
 from .nerv_families import NETWORKS
 from .nerv_model import Network
-from .nerv_train import SHARES, STAGES, Plan, Trainer
+from .nerv_train import STAGES, Plan, Trainer
 from .protocol import Goal
 
 _LOOKS = 10  # at bytes and PSNR, in the stages that have them
@@ -24,7 +25,6 @@ _EPOCHS = 150  # where no time is given
 _LEAST_STEPS, _MOST_STEPS = 1500, 20_000
 _TIMED = 6  # steps, of which the fastest counts: other work on the machine only adds
 _WEIGHT_BITS = 0.5  # of a weight, about, in a file that is to be small: most of them are 0
-_WEIGHT_SHARE = 0.7  # of the bytes, about, for weights
 _USUAL = 132 * 160 * 320  # pixels of the clip that the rules below were measured on
 
 
@@ -36,6 +36,7 @@ def make_plan(
     goal: Goal,
     gop: int,
     exact: bool,
+    planes: int,
     began: float,
 ) -> tuple[Plan, bytes]:
     """The plan, and what the file holds beside the network."""
@@ -43,41 +44,68 @@ def make_plan(
     exact = exact and family.exact
     pixels = math.prod(frames.shape[:3])
     most = pixels / 8  # weights; more could not be found from so few pixels
-    steps = max(_LEAST_STEPS, min(_MOST_STEPS, _EPOCHS * len(clip) // 2))
+    steps = usual_steps(len(clip))
     if goal.seconds is not None:
         weights = 500_000 * math.sqrt(goal.seconds / 120)
         config = family.config(clip.size, min(weights, most), len(clip))
-        plan, side = Plan(config, (0,) * 4, gop, exact), family.side(config, frames, goal, None)
+        plan = Plan(config, stages(0, family.shares), gop, exact, planes=planes)
+        side = family.side(config, frames, goal, None)
         network = family.network(config, clip.size, torch.Generator().manual_seed(0), side)
-        each, look = _pace(network, frames, counted, plan, 0.01 * goal.seconds)
-        left = 0.97 * goal.seconds - (time.monotonic() - began) - 3 * look
-        steps = max(40, int(left / sum(t * share for t, share in zip(each, SHARES, strict=True))))
-        return replace(plan, steps=stages(steps), check=steps), side
+        return timed(plan, family.shares, network, frames, counted, goal.seconds, began), side
     room = None
     if goal.bytes is not None:
-        room = goal.bytes - Envelope(model, clip, {}, gop, exact).bytes(0, [0] * -(-len(clip) // gop))
+        room = goal.bytes - Envelope(model, clip, {}, gop, exact).bytes([0] * planes, [0] * -(-len(clip) // gop))
         if room < 1000:
             _check.fail("fit", f"sound, times and hashes leave {room} bytes for the pictures.",
                         "allow more bytes, or cut a part out: only a whole clip keeps its audio.")  # fmt: skip
-        weights = 8 * _WEIGHT_SHARE * family.rest * room / _WEIGHT_BITS
+        weights = 8 * family.in_weights * family.rest * room / _WEIGHT_BITS
     else:
         weights = 300_000 * 10 ** ((goal.psnr - 30) / 8) * math.sqrt(pixels / _USUAL)  # the price does the rest
     config = family.config(clip.size, min(weights, most), len(clip))
-    plan = Plan(config, stages(steps), gop, exact, check=max(1, steps // _LOOKS), bytes=goal.bytes, psnr=goal.psnr)
+    plan = Plan(config, stages(steps, family.shares), gop, exact, check=looks(steps), bytes=goal.bytes, psnr=goal.psnr,
+                planes=planes)  # fmt: skip
     return plan, family.side(config, frames, goal, room)
 
 
-def stages(steps: int) -> tuple[int, ...]:
-    return tuple(max(4, round(share * steps)) for share in SHARES)
+def usual_steps(frames: int) -> int:
+    """Of a fit that has no limit in time."""
+    return max(_LEAST_STEPS, min(_MOST_STEPS, _EPOCHS * frames // 2))
 
 
-def _pace(
-    network: Network, frames: torch.Tensor, counted: torch.Tensor | None, plan: Plan, most: float
-) -> tuple[list[float], float]:
+def looks(steps: int) -> int:
+    """Steps from one look at bytes and PSNR to the next."""
+    return max(1, steps // _LOOKS)
+
+
+def timed(
+    plan: Plan,
+    shares: Sequence[float],
+    network: Network,
+    frames: torch.Tensor,
+    counted: torch.Tensor | None,
+    seconds: float,
+    began: float,
+    base: dict[str, Quantised] | None = None,
+) -> Plan:
+    """The plan with as many steps as fit into so many seconds since `began`."""
+    each, look = _pace(Trainer(network, frames, counted, plan, base=base), 0.01 * seconds)
+    left = 0.97 * seconds - (time.monotonic() - began) - 3 * look
+    steps = max(40, int(left / sum(t * share for t, share in zip(each, shares, strict=True))))
+    return replace(plan, steps=stages(steps, shares), check=steps)
+
+
+def stages(steps: int, shares: Sequence[float]) -> tuple[int, ...]:
+    """Steps of each stage."""
+    return tuple(max(4, round(share * steps)) if share else 0 for share in shares)
+
+
+def _pace(trainer: Trainer, most: float) -> tuple[list[float], float]:
     """Seconds of a step of each stage, and of a look at what would be written; `most`: to spend on a stage's steps."""
-    trainer = Trainer(network, frames, counted, replace(plan, steps=(_TIMED,) * 4))
     each = []
     for stage in range(len(STAGES)):
+        if not trainer.plan.steps[stage]:
+            each.append(0.0)
+            continue
         trainer.enter(stage)
         tries, end = [], time.monotonic() + most
         while len(tries) < 2 or (len(tries) < _TIMED and time.monotonic() < end):
@@ -96,23 +124,46 @@ class Envelope:
     """What a file holds beside the model's own bytes: times, hashes, sound, index."""
 
     def __init__(self, model: str, clip: Clip, config: dict, gop: int, exact: bool, side: bytes = b""):
+        self._start = layout.PRELUDE.size
         height, width = clip.size
         base, pts = timestamps(clip.seconds, clip.rate)
         header = Header(model, width, height, base, config, color=color_of(clip.source.path), exact=exact)
         self._heads = [len(header.to_bytes())]
         groups = [pts[k : k + gop] for k in range(0, len(pts), gop)]
-        for times in groups:
-            uneven = len({b - a for a, b in itertools.pairwise(times)}) > 1
-            table = 4 * (len(times) - 1) if uneven else 0
-            self._heads.append(layout.GOP.size + table + header.hash_bytes * len(times))
+        self._heads += [gop_head(times, header.hash_bytes) for times in groups]
         audio = whole_audio(clip.source)
         self._heads += [] if audio is None else [len(audio.to_bytes())]
-        chunks = 1 + bool(side) + (audio is not None)
+        own = bool(side) + (audio is not None)
         self._heads += [len(side)] if side else []
         index = layout.INDEX.size + len(groups) * (layout.GOP_RECORD.itemsize + layout.LAYER_RECORD.itemsize)
-        self._heads += [index + chunks * layout.OTHER_RECORD.itemsize, layout.TAIL.size]
+        self._heads += [layout.TAIL.size]
+        self._index = index + own * layout.OTHER_RECORD.itemsize
 
-    def bytes(self, chunk: int, layers: Sequence[int]) -> int:
-        """Of the file with a shared chunk and layers of these lengths."""
-        pieces = [*self._heads, chunk, *(layout.LAYER.size + n for n in layers)]
-        return layout.PRELUDE.size + sum(layout.HEAD.size + n + layout.padding(n) for n in pieces)
+    def bytes(self, chunks: Sequence[int], layers: Sequence[int]) -> int:
+        """Of the file with shared chunks and layers of these lengths."""
+        index = self._index + len(chunks) * layout.OTHER_RECORD.itemsize
+        pieces = [*self._heads, index, *chunks, *(layout.LAYER.size + n for n in layers)]
+        return self._start + sum(layout.HEAD.size + n + layout.padding(n) for n in pieces)
+
+
+class AppendedEnvelope(Envelope):
+    """What a file holds beside the bytes that a model adds to it: all that was there, and what comes around the new.
+
+    Args:     reader: of the file. pts: of the new frames. gop: how many of them make a group.
+    """
+
+    def __init__(self, reader: ContainerReader, pts: Sequence[int], gop: int):
+        self._start = reader.end
+        groups = [pts[k : k + gop] for k in range(0, len(pts), gop)]
+        self._heads = [gop_head(times, reader.header.hash_bytes) for times in groups]
+        old = reader.index
+        index = layout.INDEX.size + (len(old.gops) + len(groups)) * layout.GOP_RECORD.itemsize
+        index += (len(old.layers) + len(groups)) * layout.LAYER_RECORD.itemsize
+        self._heads += [layout.TAIL.size]
+        self._index = index + len(old.others) * layout.OTHER_RECORD.itemsize
+
+
+def gop_head(times: Sequence[int], hash_bytes: int) -> int:
+    """Bytes of the head of a group whose frames have these times."""
+    uneven = len({b - a for a, b in itertools.pairwise(times)}) > 1
+    return layout.GOP.size + (4 * (len(times) - 1) if uneven else 0) + hash_bytes * len(times)

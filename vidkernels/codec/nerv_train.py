@@ -17,20 +17,20 @@ from torch import Tensor
 
 from ..functional import frame_loss
 from ..functional.nerv.rate import fake_quantize_rate
+from ..nn.nerv.optim import MultiTensorAdam
 from .clip import decibels
 from .nerv_bits import PARTS, Quantised, encode_latents, latent_code
 from .nerv_integer import MOST, Ranges, integers, ranges, simulated
 from .nerv_model import Network, Numbers
-from .nerv_rate import laplace_bits, quantised
 
 STAGES = ("float", "noise", "round", "polish")
-SHARES = (0.3, 0.5, 0.15, 0.05)
-_RATES = {"weights": 1.0, "latents": 3.0, "steps": 2.0}  # times the plan's rate
+_RATES = {"weights": 1.0, "encoder": 1.0, "latents": 3.0, "steps": 2.0}  # times the plan's rate
 _BETAS = (0.9, 0.99)
 _WARM, _FLOOR = 0.05, 0.02  # of the steps before the rate is full; of the rate, at the end
 _FIRST_BITS = 6  # of the largest weight when the steps begin to be learned
 _LIMIT = 127  # of weights, in steps: what eight bits hold
 _NARROWEST = 0.05  # spread of integers that are all 0, for a gradient
+_COARSE = 3  # every so many steps one draws by a coarse plane, which without that would show nothing
 _SEEN = 12  # frames whose activations decide about ranges
 _PRICES = (1e-4, 10.0)
 
@@ -42,6 +42,7 @@ class Plan:
     config: of the network. steps: of each stage. batch: frames of a step. rate: of learning. price: squared error
     (mean over the clip, pixels in [0, 1]) that a bit for each of its pixels is worth. gop: frames of a group.
     check: steps between two looks at bytes and PSNR. bytes, psnr: what the price is steered to; None: it stays.
+    planes: in how many the weights are coded.
     """
 
     config: dict
@@ -54,6 +55,7 @@ class Plan:
     check: int = 200
     bytes: int | None = None
     psnr: float | None = None
+    planes: int = 1
 
     def steered(self, size: int, psnr: float) -> Plan:
         """The plan after a look at what would be written now."""
@@ -71,16 +73,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Written:
-    """What a file will hold: a chunk for all frames, and a layer for each group of pictures."""
+    """What a file will hold: chunks for all frames, and a layer for each group of pictures."""
 
     numbers: Numbers
     latents: np.ndarray  # [T, C, h, w] int32
-    chunk: bytes
+    chunks: list[bytes]
     layers: list[bytes]
-
-    @property
-    def bytes(self) -> int:
-        return len(self.chunk) + sum(map(len, self.layers))
 
 
 class Trainer:
@@ -103,9 +101,12 @@ class Trainer:
         self.network, self.frames, self.counted, self.plan, self.seed = network, frames, counted, plan, seed
         count, channels = len(frames), network.latent_shape[0]
         generator = torch.Generator().manual_seed(seed)
-        names = list(network.shapes)
+        names, first = list(network.shapes), dict(network.module.named_parameters())
+        # What encodes is not in the file: appended frames have latents of their own from the start.
+        encoding = [name for name in first if name not in network.shapes] if base is None else []
         self.groups = {
-            "weights": {n: p.detach().clone() for n, p in network.module.named_parameters()},
+            "weights": {n: first[n].detach().clone() for n in names},
+            "encoder": {n: first[n].detach().clone() for n in encoding},
             "latents": {"latents": 0.1 * torch.randn(count, *network.latent_shape, generator=generator)},
             "steps": {
                 **{f"{n}.step": torch.zeros(()) for n in names},
@@ -115,11 +116,9 @@ class Trainer:
         }  # fmt: skip
         self.tensors = {name: t for group in self.groups.values() for name, t in group.items()}
         for tensor in self.tensors.values():
-            tensor.requires_grad_()
-        self._optimizer = torch.optim.Adam(
-            [{"params": list(group.values()), "name": name} for name, group in self.groups.items()],
-            lr=plan.rate, betas=_BETAS, fused=True,
-        )  # fmt: skip
+            tensor.requires_grad_(not encoding or tensor is not self.tensors["latents"])
+        groups = [{"params": list(group.values()), "name": name} for name, group in self.groups.items() if group]
+        self._optimizer = MultiTensorAdam(groups, lr=plan.rate, betas=_BETAS)
         self.at = 0  # steps done
         self.stage, self.into = 0, 0  # the stage in work, and steps done in it
         self.square = math.nan  # of the last step
@@ -182,11 +181,10 @@ class Trainer:
 
     def _numbers(self, index: Tensor, generator: torch.Generator) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """(weights by name, latents of the frames, bits of the whole clip as far as they can still change)."""
-        y, weights = self.tensors["latents"], self.groups["weights"]
+        weights, bits = self.groups["weights"], torch.zeros(())
         if self.mode == "float":
-            return self._added(weights), y[index], torch.zeros(())
+            return self._added(weights), self._latents(index), bits
         mode = "noise" if self.mode == "noise" else "round"
-        bits = torch.zeros(())
         if self.mode == "polish":
             weights = self._last
         else:
@@ -198,18 +196,53 @@ class Trainer:
                 spread = (size.mean(1) / step).clamp(min=_NARROWEST)
                 value, cost = fake_quantize_rate(rows, step, spread, mode=mode, generator=generator)
                 bits = bits + cost.sum()
+                if self.plan.planes > 1 and weight.dim() > 1 and self.at % _COARSE == 0:
+                    third = step * 3 ** (1 + self.at // _COARSE % (self.plan.planes - 1))
+                    value = value + ((value / third).round() * third - value).detach()
                 drawn[name] = value.view_as(weight)
             weights = self._added(drawn)
-        step = self.tensors["latents.step"].exp()
-        most = MOST if self.ranges is None else self.ranges.most
-        k = quantised(y[index], step, mode, generator).clamp(-most, most)
-        first = (index % self.plan.gop == 0).view(-1, 1, 1, 1)
-        before = quantised(y[(index - 1).clamp(min=0)], step, "round")
-        predicted = self.tensors["latents.follow"].view(1, -1, 1, 1) * before
-        missing = k - torch.where(first, torch.zeros_like(predicted), predicted)
-        spread = self.tensors["latents.spread"].exp().view(1, -1, 1, 1)
-        bits = bits + laplace_bits(missing, spread).sum() * (len(self.frames) / len(index))
-        return weights, k * step, bits
+        if not self.network.latent_shape[0]:
+            return weights, self._latents(index), bits
+        latents, cost = self._coded_latents(index, mode, generator)
+        return weights, latents, bits + cost * (len(self.frames) / len(index))
+
+    def _coded_latents(self, index: Tensor, mode: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Latents of the frames as a reader will have them, and their bits."""
+        step, spread = (self.tensors[f"latents.{name}"].exp() for name in ("step", "spread"))
+        most = (MOST if self.ranges is None else self.ranges.most) * step
+        now = self._latents(index)
+        if self._encoding:  # what the frame before was when it was last seen will do
+            self.tensors["latents"][index] = now.detach()
+        rows, before = (
+            y.maximum(-most).minimum(most).transpose(0, 1)  # channels are rows
+            for y in (now, self.tensors["latents"][(index - 1).clamp(min=0)])
+        )
+        before = fake_quantize_rate(before, step, spread, mode="round").value
+        follow = self.tensors["latents.follow"] * (index % self.plan.gop != 0).view(-1, 1)
+        known = follow.t()[:, :, None, None] * before
+        value, cost = fake_quantize_rate(rows, step, spread, mode=mode, prediction=known, generator=generator)
+        return value.transpose(0, 1), cost.sum()
+
+    @property
+    def _encoding(self) -> bool:
+        """Whether an encoder makes the latents; in the last stage they are numbers of their own."""
+        return bool(self.groups["encoder"]) and self.frozen is None
+
+    def _latents(self, index: Tensor) -> Tensor:
+        """Latents [B, C, h, w] of frames before their rounding, from where they come at this stage."""
+        if not self._encoding:
+            return self.tensors["latents"][index]
+        seen = self.frames[index]
+        if self.counted is not None:
+            seen = seen * self.counted[index % len(self.counted)].unsqueeze(-1)
+        return self.network.encoded(self.groups["encoder"], seen)
+
+    @torch.no_grad()
+    def _encode(self) -> None:
+        """Bring all latents up to date, where an encoder makes them."""
+        if self._encoding:
+            for k in range(len(self.frames)):
+                self.tensors["latents"][k] = self._latents(torch.tensor([k]))[0]
 
     def _added(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: w + self._start[name] for name, w in weights.items()} if self._start else weights
@@ -219,6 +252,9 @@ class Trainer:
         """First steps and spreads, from the numbers that the stage without steps has found."""
         for name, weight in self.groups["weights"].items() if self._base is None else ():
             self.tensors[f"{name}.step"].fill_(math.log(float(weight.abs().max()) * 2 / 2**_FIRST_BITS + 1e-8))
+        if not self.network.latent_shape[0]:
+            return
+        self._encode()
         y = self.tensors["latents"]
         change = y[1:] - 0.9 * y[:-1] if len(y) > 1 else y
         step = 0.6 * float(change.square().mean().sqrt()) + 1e-6
@@ -248,6 +284,7 @@ class Trainer:
         if STAGES[stage] == "round" and self.plan.exact and self.ranges is None:
             self.ranges = self._ranges()
         if STAGES[stage] == "polish" and self.frozen is None:
+            self._encode()
             self.freeze()
         self.stage, self.into = stage, 0
 
@@ -280,6 +317,7 @@ class Trainer:
         """What the file would hold if the fit ended now; in the first stage, with steps as they will begin."""
         if self.mode == "float" or (self.mode == "noise" and self.into == 0):
             self._begin_steps()
+        self._encode()
         weights = self.frozen or self._weights()
         r = self.ranges  # before the third stage there are none, and a look shows floats
         most = MOST if r is None else r.most
@@ -290,7 +328,7 @@ class Trainer:
         layers = [encode_latents(latents.values[k : k + self.plan.gop], code) for k in groups]
         exact = () if r is None else (integers(self.network.layers, weights, latents.step, r), r.stretch)
         numbers = Numbers(weights, code, *exact)
-        return Written(numbers, latents.values, numbers.to_bytes(self._base), layers)
+        return Written(numbers, latents.values, numbers.chunks(self.plan.planes, self._base), layers)
 
     @torch.no_grad()
     def _ranges(self) -> Ranges:
@@ -322,9 +360,10 @@ class Trainer:
         for name, tensor in self.tensors.items():
             memory = self._optimizer.state.get(tensor, {})
             for kind, value in (("value", tensor.detach()), *memory.items()):
-                if not torch.isfinite(value).all():
+                array = torch.as_tensor(value).numpy().copy()
+                if not np.isfinite(array).all():
                     raise FloatingPointError(f"{kind} of {name} is not finite after step {self.at}")
-                out[f"{kind}/{name}"] = value.numpy().copy()
+                out[f"{kind}/{name}"] = array
         if self.frozen is not None:
             for name, weight in self.frozen.items():
                 out[f"frozen/{name}"] = weight.values
@@ -338,10 +377,8 @@ class Trainer:
                 raise ValueError(f"{name} has another shape")
             tensor.data.copy_(torch.from_numpy(arrays[f"value/{name}"]))
             if f"exp_avg/{name}" in arrays:
-                self._optimizer.state[tensor] = {
-                    kind: torch.from_numpy(arrays[f"{kind}/{name}"].copy())
-                    for kind in ("step", "exp_avg", "exp_avg_sq")
-                }
+                moments = {k: torch.from_numpy(arrays[f"{k}/{name}"].copy()) for k in ("exp_avg", "exp_avg_sq")}
+                self._optimizer.state[tensor] = {"step": int(arrays[f"step/{name}"]), **moments}
         self.ranges = bounds
         if STAGES[stage] == "polish":
             self.frozen = {

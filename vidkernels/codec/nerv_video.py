@@ -15,7 +15,8 @@ from .errors import damaged
 from .nerv_bits import decode_latents
 from .nerv_families import NETWORKS
 from .nerv_integer import IntegerDrawer
-from .nerv_model import APPENDED, CHUNK, SIDE, Drawer, Numbers
+from .nerv_model import APPENDED, CHUNK, FINER, SIDE, Drawer, Numbers
+from .nerv_planes import MOST_PLANES
 from .opened import OpenedFile
 
 _KEPT_GOPS = 4
@@ -26,8 +27,9 @@ class NetworkFile(OpenedFile):
     """A network video in a file. The weights are decoded at once, the latents of a GOP when one of its frames is asked
     for."""
 
-    def __init__(self, reader: ContainerReader):
+    def __init__(self, reader: ContainerReader, planes: int | None = None):
         super().__init__(reader)
+        self._planes = planes
         self.model = reader.header.model
         self._gops: OrderedDict[int, torch.Tensor] = OrderedDict()
         self._lock = Lock()  # iterating decodes ahead on a thread of its own
@@ -49,7 +51,9 @@ class NetworkFile(OpenedFile):
         data, exact = self.reader.chunk(CHUNK), self.reader.header.exact
         if data is None:
             raise ValueError("the chunk with the weights is missing")
-        numbers = Numbers.from_bytes(data, self.network, exact)
+        finer, self.planes = self._finer()
+        numbers = Numbers.from_bytes(data, self.network, exact).refined(finer, self.planes)
+        self.seen_planes = 1 + len(finer)
         parts = [(0, numbers, numbers.drawer(self.network))]
         for kind in sorted(k for k in self.reader.kinds if APPENDED.fullmatch(k)):
             first, at = unpack_varint(data := self.reader.chunk(kind), 0)
@@ -58,6 +62,19 @@ class NetworkFile(OpenedFile):
             more = Numbers.from_bytes(data[at:], self.network, exact, numbers.weights)
             parts.append((first, more, more.drawer(self.network)))
         return parts
+
+    def _finer(self) -> tuple[list[memoryview], int]:
+        """(the chunks that make the weights finer, as far as they are there and wanted, how many planes there are)"""
+        planes = self.reader.header.config.get("planes", 1)
+        if type(planes) is not int or not 1 <= planes <= MOST_PLANES:
+            raise ValueError(f"`planes` of the header's config is not from 1 to {MOST_PLANES}")
+        finer = []
+        for kind in FINER[: min(planes, self._planes or planes) - 1]:
+            data = self.reader.chunk(kind)
+            if data is None:
+                break
+            finer.append(data)
+        return finer, planes
 
     def _part(self, frame: int) -> tuple[int, Numbers, Drawer | IntegerDrawer]:
         return self.parts[bisect_right(self.parts, frame, key=lambda part: part[0]) - 1]
@@ -77,7 +94,9 @@ class NetworkFile(OpenedFile):
         return self.latents(frame), frame
 
     def drawn(self, numbers: tuple[torch.Tensor, float]) -> torch.Tensor:
-        return self._part(int(numbers[1]))[2].draw(*numbers)
+        latents, time = numbers
+        first, _, drawer = self._part(int(time))
+        return drawer.draw(latents, time - first)
 
     def at(self, seconds: float) -> torch.Tensor:
         """The picture [H, W, 3] at a time from the first frame on: between two frames, the latents are half way,
@@ -90,7 +109,9 @@ class NetworkFile(OpenedFile):
         return self.drawn((between, frame + share))
 
     def verify(self) -> Report:
-        """Check every byte, and every frame against its hash."""
+        """Check every byte, and every frame against its hash, unless it is drawn from fewer planes than there are."""
+        if self.seen_planes < self.planes:
+            return self.reader.verify()
 
         def pictures(gop, layers):
             return (self.drawn((x, gop.first_frame + k)) for k, x in enumerate(self._decoded(gop, layers[0])))

@@ -11,6 +11,14 @@ under its own name, when the generator ends; until then the work lives in `state
 removed at the end. Closing the generator, or killing the process, at
 any moment leaves a state from which `resume` goes on to the same bytes as an uninterrupted fit.
 
+A model whose files take more frames has a third one, in the same form:
+
+    append(path: Path, source: Source, goal: Goal, *, gop: int | None) -> Generator[Progress, None, Source]
+
+It adds the source's frames behind those of `path`, which stays what it was until the generator ends; `goal.bytes` are
+those that the file may grow by. `resume` goes on with an append as it does with a fit. A model of networks also takes
+`mask` (a picture or video) in `fit` and `append`.
+
 `vidkernels.codec.open(path)` returns a `Video` for a finished file of any model.
 """
 
@@ -36,6 +44,8 @@ MODELS = {
     "pfnr": "vidkernels.codec.nerv_pfnr",
     "latent": "vidkernels.codec.nerv_latent",
     "flow": "vidkernels.codec.nerv_flow",
+    "nerv": "vidkernels.codec.nerv_nerv",
+    "hnerv": "vidkernels.codec.nerv_hnerv",
 }
 
 
@@ -110,6 +120,18 @@ class Model(Protocol):
     def resume(self, state: Path) -> Generator[Progress, None, Source]: ...
 
 
+def appending(path: Path) -> Model:
+    """The module of a file's model, which has `append`. ValueError: the model takes no more frames."""
+    from .container import ContainerReader
+
+    with ContainerReader(path) as reader:
+        name = reader.header.model
+    found = import_module(MODELS[name]) if name in MODELS else None
+    if not hasattr(found, "append"):
+        _check.fail("append", f"a file of the model {name!r} takes no more frames.", path=str(path))
+    return found
+
+
 def model(name: str) -> Model:
     """The module of a model; imported only now."""
     if name not in MODELS:
@@ -133,9 +155,9 @@ def state_model(state: Path) -> str:
     return str(state_facts(state).get("model", "gaussian"))
 
 
-def open_video(path: str | os.PathLike) -> Video:
+def open_video(path: str | os.PathLike, **more) -> Video:
     """`vidkernels.codec.open`, found when it is called."""
-    return import_module("vidkernels.codec").open(path)
+    return import_module("vidkernels.codec").open(path, **more)
 
 
 def read_source(

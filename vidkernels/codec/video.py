@@ -21,28 +21,35 @@ _KEPT_GOPS = 2
 _KEPT_BYTES = 1 << 28  # of decoded Gaussians; what a file beyond it holds is decoded again where needed
 
 
-def open(path: str | os.PathLike) -> GaussianFile | NetworkFile:
+def open(path: str | os.PathLike, *, planes: int | None = None, partial: bool = False) -> GaussianFile | NetworkFile:
     """Open a `.vkv` file: frames by index, slice and time, as uint8 tensors.
 
     Args:
         path: the file.
+        planes: draw a network that was coded in planes (`fit --planes`) from the first so many; None: all.
+        partial: take what is whole of a file that is cut short, a download that is not complete; a network that was
+            coded in planes is drawn from those that are there.
     Returns:
         video: len(video) frames; video[i] is [H, W, 3], video[a:b] is [T, H, W, 3], video.at(seconds) a moment.
     Raises:
         ValueError: not a .vkv file, damaged (with the place), made by a newer version, or of a model that this version
-            does not know.
+            does not know; `planes` of a Gaussian video.
     Example:
         >>> from vidkernels.codec import open
         >>> open("clip.vkv")[10].shape  # doctest: +SKIP
         torch.Size([720, 1280, 3])
     """
-    reader = ContainerReader(path)
+    reader = ContainerReader(path, partial)
+    if planes is not None and (planes < 1 or reader.header.model not in NETWORKS):
+        reader.close()
+        _check.fail("open", "expected at least 1 of the `planes` that a network can be coded in.",
+                    planes=planes, model=reader.header.model)  # fmt: skip
     if reader.header.model == "gaussian":
         return GaussianFile(reader)
     if reader.header.model == ProgressiveFile.model:
         return ProgressiveFile(reader)
     if reader.header.model in NETWORKS:
-        return NetworkFile(reader)
+        return NetworkFile(reader, planes)
     reader.close()
     _check.fail("open", f"{path} holds a model {reader.header.model!r} that this version cannot draw.",
                 "it needs a newer vidkernels.")  # fmt: skip

@@ -79,6 +79,11 @@ class ContainerWriter:
         self._at = self._undo
         return self
 
+    @property
+    def end(self) -> int:
+        """Where the file ends so far; bytes that an interrupted append has left behind do not count."""
+        return self._at
+
     def _start(self, file: BinaryIO) -> None:
         self._file: BinaryIO | None = file
         self._at = self.frames = 0

@@ -38,26 +38,30 @@ def fake_quantize_rate(
     spread: Tensor,
     *,
     mode: str,
+    prediction: Tensor | None = None,
     generator: torch.Generator | None = None,
     backend: str | None = None,
 ) -> QuantizedRate:
     """What entropy coding will make of numbers: their values on a grid, and the bits that a Laplace law gives them.
 
-    q = x / step + u, u uniform in (-1/2, 1/2) ("noise"), or round(x / step), ties to even ("round")
-    value = step q;  bits = sum of -log2 P(q),  P(q) = mass of Laplace(0, spread) within [q - 1/2, q + 1/2]
-    Convention: `spread` is the mean magnitude of x / step under the law, so it counts steps. Channels are rows, the
-        first axis. With a prediction, subtract it from x and add it to the value.
+    p = round(prediction / step), 0 without one
+    q = x / step - p + u, u uniform in (-1/2, 1/2) ("noise"), or round(x / step - p), ties to even ("round")
+    value = step (p + q);  bits = sum of -log2 P(q),  P(q) = mass of Laplace(0, spread) within [q - 1/2, q + 1/2]
+    Convention: `spread` is the mean magnitude of q under the law, so it counts steps. Channels are rows, the first
+        axis. A decoder that knows the prediction adds it to the integers that it reads, so it is rounded, too.
     Args:
         x: [C, ...], float16/bfloat16/float32/float64. Half precision is computed in float32.
         step: [C] or one number, positive: the distance of the grid's points.
         spread: [C] or one number, positive. Where both are one number, all of x is one row.
         mode: "noise" while a fit is young (the noise has the variance of the rounding error and gradients are exact),
-            "round" for what will be stored (the gradient of q is that of x / step).
+            "round" for what will be stored (the gradient of q is that of x / step - prediction / step).
+        prediction: the shape of x, what a decoder knows already: numbers of the frame before, perhaps.
         generator: draws the noise, on the device of x; 16 bits of it make a number.
         backend: force one of vidkernels' backends; None chooses.
     Returns:
         QuantizedRate(value, bits): bits [C], or [1] where all of x is one row. Differentiable, once, in x, step and
-        spread. Bits far from 0 come from a closed form in the log domain: they are large, never infinite.
+        spread, and in the prediction, which costs or saves bits and leaves the value alone. Bits far from 0 come from a
+        closed form in the log domain: they are large, never infinite.
     Raises:
         ValueError: another mode, or shapes that do not fit.
     Backends: reference, cpu, cuda (sm80+), triton. float64 runs on the reference. Deterministic: yes, sums too.
@@ -70,6 +74,9 @@ def fake_quantize_rate(
         tensor([[ 0., -1.,  2.]])
         >>> bits
         tensor([7.5545], grad_fn=...)
+        >>> known = torch.tensor([[0.0, -1.2, 2.3]])
+        >>> fake_quantize_rate(x, torch.tensor(1.0), torch.tensor(1.0), mode="round", prediction=known).bits
+        tensor([4.0370], grad_fn=...)
     """
     name = "fake_quantize_rate"
     if mode not in _MODES:
@@ -86,11 +93,25 @@ def fake_quantize_rate(
     wide = torch.float64 if x.dtype is torch.float64 else torch.float32
     step, spread = (v.to(wide).reshape(-1).expand(rows) for v in (step, spread))
     flat = x.reshape(rows, -1) if x.numel() or one else x.reshape(rows, 0)
+    known = None
+    if prediction is not None:
+        if prediction.shape != x.shape:
+            _check.fail(name, "expected a `prediction` for every number of `x`.", x=x, prediction=prediction)
+        known = _on_grid(prediction.reshape(flat.shape).to(wide), step[:, None])
+        flat = flat.to(wide) - known
     noise = None
     if mode == "noise":
         noise = _uniform(flat, wide, generator)
     value, bits = _fake_quantize_rate(flat, step, spread, mode, noise, backend=backend)
+    if known is not None:
+        value = (value + known).to(x.dtype)
     return QuantizedRate(value.view(x.shape), bits)
+
+
+def _on_grid(x: Tensor, step: Tensor) -> Tensor:
+    """The nearest multiples of `step`, with the gradients of not being rounded."""
+    k = x / step
+    return (k + (k.round() - k).detach()) * step
 
 
 def _uniform(like: Tensor, dtype: torch.dtype, generator: torch.Generator | None) -> Tensor:
