@@ -6,32 +6,33 @@ stay what they were, bit for bit. `fit` and `resume` follow vidkernels/codec/pro
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import time
 from collections.abc import Callable, Generator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
 from .. import _check
 from ..models.nerv.pfnr import PFNR
-from . import layout, nerv_plan
+from . import nerv_plan
 from .bits import pack_varint
-from .clip import Clip, color_of, fingerprint, timestamps, whole_audio
+from .clip import Clip, color_of, fingerprint, ticks_behind, timestamps, whole_audio
 from .container import ContainerWriter, Header, frame_hash
-from .nerv_mask import counted_pixels
+from .nerv import pictures
 from .nerv_model import CHUNK
 from .nerv_pfnr_bits import draw_scores, make_config, make_network
 from .nerv_pfnr_train import Plan, Trainer, Written, split_steps
 from .nerv_pfnr_video import ProgressiveFile, draw
+from .onto import Onto
 from .protocol import Goal, Progress, Source, state_path
 from .state import reading_state, safetensors_for, state_facts, write_state
 from .video import open as open_video
 
 _GOP = 66
+_MOST = 63  # videos of a file
 _SHARE = 0.6  # of the weights, for each video
 _SAVE_EVERY = 5.0  # seconds
 _REPORT_EVERY = 0.2
@@ -53,7 +54,7 @@ def fit(
     safetensors_for("fit")  # asked now, not when the first state is saved
     clip = Clip(replace(source, path=Path(os.path.abspath(source.path))))
     mask = None if mask is None else Path(os.path.abspath(mask))
-    frames, counted = _pictures(clip, mask)
+    frames, counted = pictures(clip, mask)
     plan = _plan(clip, frames, counted, goal, min(gop or _GOP, len(clip)), began)
     return (yield from _Run(clip, Path(out), plan, frames, counted, began, mask=mask).work())
 
@@ -76,68 +77,39 @@ def append(
     """
     began, path = time.monotonic(), Path(path)
     safetensors_for("append")
-    onto = _Onto.of(path)
-    clip = Clip(replace(source, path=Path(os.path.abspath(source.path)), size=onto.size))
+    with _opened(path) as video:
+        onto, header, size = Onto.of(video.reader), video.reader.header, video.size
+    clip = Clip(replace(source, path=Path(os.path.abspath(source.path)), size=size))
     mask = None if mask is None else Path(os.path.abspath(mask))
-    frames, counted = _pictures(clip, mask)
-    onto.times(clip)  # asked now, not when all is done
-    plan = Plan(onto.header.config, (0, 0), min(gop or _GOP, len(clip)), bytes=goal.bytes, psnr=goal.psnr)
-    plan = _stepped(plan, goal, lambda: onto.network(len(clip)), frames, counted, began)
+    frames, counted = pictures(clip, mask)
+    ticks_behind(clip.seconds, header.time_base, onto.end)  # asked now, not when all is done
+    plan = Plan(header.config, (0, 0), min(gop or _GOP, len(clip)), bytes=goal.bytes, psnr=goal.psnr)
+    plan = _stepped(plan, goal, lambda: _continued(path, len(clip)), frames, counted, began)
     return (yield from _Appending(clip, path, plan, frames, counted, began, mask=mask, onto=onto).work())
 
 
-@dataclass(frozen=True)
-class _Onto:
-    """A finished file, as an append finds it."""
-
-    path: Path
-    header: Header
-    frames: int
-    sessions: int
-    end: int  # of its last frame, in its clock's ticks
-    bytes: int
-    records: int  # bytes of its index
-
-    @classmethod
-    def of(cls, path: Path) -> _Onto:
-        with open_video(path) as video:
-            if not isinstance(video, ProgressiveFile):
-                _check.fail("append", f"expected a file of the model 'pfnr', got {video.model!r}.", path=str(path))
-            if len(video.first) == 63:
-                _check.fail("append", "the file holds 63 videos already.", path=str(path))
-            reader = video.reader
-            return cls(path, reader.header, len(video), len(video.first), reader.gops[-1].end_pts, reader.end,
-                       len(reader.index.pack()))  # fmt: skip
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.header.height, self.header.width
-
-    def times(self, clip: Clip) -> list[int]:
-        ticks = [self.end + round((s - clip.seconds[0]) / self.header.time_base) for s in clip.seconds]
-        if any(b <= a for a, b in itertools.pairwise(ticks)):
-            _check.fail("append", "the clip's frames come faster than the file's clock ticks.",
-                        "choose a clip of the file's frame rate", path=str(self.path))  # fmt: skip
-        return ticks
-
-    def network(self, frames: int) -> PFNR:
-        """A network with the videos of the file, which has begun another."""
-        generator = torch.Generator().manual_seed(self.sessions)
-        network = make_network(self.header.config, self.size, 1, generator)
-        with open_video(self.path) as video:
-            for old, new in zip(video.network.tensors(), network.tensors(), strict=True):
-                new.stored.copy_(old.stored)
-                new.used.copy_(old.used)
-            network.set_extra_state(video.network.get_extra_state())
-            network.heads.load_state_dict(video.network.heads.state_dict())
-        network.start_session(frames, generator=generator)
-        draw_scores(network)
-        return network
+def _opened(path: Path) -> ProgressiveFile:
+    video = open_video(path)
+    if not isinstance(video, ProgressiveFile):
+        _check.fail("append", f"expected a file of the model 'pfnr', got {video.model!r}.", path=str(path))
+    if len(video.first) == _MOST:
+        _check.fail("append", f"the file holds {_MOST} videos already.", path=str(path))
+    return video
 
 
-def _pictures(clip: Clip, mask: Path | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-    frames = clip.load(0, len(clip))
-    return frames, None if mask is None else counted_pixels(mask, len(clip), clip.size)
+def _continued(path: Path, frames: int) -> PFNR:
+    """A network with the videos of a file, which has begun another."""
+    with _opened(path) as video:
+        generator = torch.Generator().manual_seed(len(video.first))
+        network = make_network(video.reader.header.config, video.size, 1, generator)
+        for old, new in zip(video.network.tensors(), network.tensors(), strict=True):
+            new.stored.copy_(old.stored)
+            new.used.copy_(old.used)
+        network.set_extra_state(video.network.get_extra_state())
+        network.heads.load_state_dict(video.network.heads.state_dict())
+    network.start_session(frames, generator=generator)
+    draw_scores(network)
+    return network
 
 
 def _plan(clip: Clip, frames: torch.Tensor, counted: torch.Tensor | None, goal: Goal, gop: int, began: float) -> Plan:
@@ -159,8 +131,7 @@ def _plan(clip: Clip, frames: torch.Tensor, counted: torch.Tensor | None, goal: 
 def _stepped(plan: Plan, goal: Goal, network, frames: torch.Tensor, counted: torch.Tensor | None, began: float) -> Plan:
     """The plan with the usual steps, or with as many as a limit in time allows a network that `network` makes."""
     if goal.seconds is None:
-        steps = nerv_plan._EPOCHS * len(frames) // 2
-        return split_steps(plan, max(nerv_plan._LEAST_STEPS, min(nerv_plan._MOST_STEPS, steps)))
+        return split_steps(plan, nerv_plan.usual_steps(len(frames)))
     trainer = Trainer(network(), frames, counted, replace(plan, steps=(_TIMED, _TIMED)))
     each, look = min(_seconds(trainer.step) for _ in range(_TIMED)), _seconds(lambda: trainer.psnr(trainer.network))
     left = 0.95 * goal.seconds - (time.monotonic() - began) - 8 * look
@@ -181,8 +152,8 @@ def _seconds(work) -> float:
 
 def _around(clip: Clip, config: dict, gop: int) -> Callable[[bytes], int]:
     """A chunk -> bytes of a file that holds it."""
-    envelope, groups = nerv_plan.Envelope("pfnr", clip, config, gop, False), -(-len(clip) // gop)
-    return lambda chunk: envelope.bytes(len(chunk) + 1, [0] * groups)
+    envelope, layers = nerv_plan.Envelope("pfnr", clip, config, gop, False), [0] * -(-len(clip) // gop)
+    return lambda chunk: envelope.bytes([1 + len(chunk)], layers)
 
 
 def _write(writer: ContainerWriter, kind: str, written: Written, first: int, pts: list[int], gop: int) -> None:
@@ -324,7 +295,7 @@ class _Run:
                     raise ValueError(f"{mask} is no longer the mask that the fit began with")
             plan = Plan(**{**facts["plan"], "steps": tuple(facts["plan"]["steps"])})
             out = path.with_suffix("")
-            run = cls(clip, out, plan, *_pictures(clip, mask), began, mask=mask, spent=facts["spent"],
+            run = cls(clip, out, plan, *pictures(clip, mask), began, mask=mask, spent=facts["spent"],
                       **cls.again(facts, out))  # fmt: skip
             run.rounds, run.best, run.seen = facts["rounds"], facts["best"], tuple(facts["seen"])
             run.trainer.restore(arrays, facts["trainer"])
@@ -334,36 +305,31 @@ class _Run:
 class _Appending(_Run):
     """An append in progress."""
 
-    def __init__(self, clip: Clip, out: Path, *rest, onto: _Onto, **more):
+    def __init__(self, clip: Clip, out: Path, *rest, onto: Onto, **more):
         self.onto = onto
+        with _opened(out) as video:
+            self.session, base = len(video.first), video.reader.header.time_base
+        self.times = ticks_behind(clip.seconds, base, onto.end)
         super().__init__(clip, out, *rest, **more)
 
     def network(self, plan: Plan) -> PFNR:
-        return self.onto.network(len(self.clip))
+        return _continued(self.out, len(self.clip))
 
     def around(self, plan: Plan) -> Callable[[bytes], int]:
-        """What the file grows by: heads and hashes of the new groups, a new index, and what they add to it."""
-        header, groups = self.onto.header, -(-len(self.clip) // plan.gop)
-        fixed = [self.onto.records + groups * (layout.GOP_RECORD.itemsize + layout.LAYER_RECORD.itemsize)
-                 + layout.OTHER_RECORD.itemsize, layout.TAIL.size]  # fmt: skip
-        fixed += groups * [layout.LAYER.size, layout.GOP.size + (4 + header.hash_bytes) * plan.gop]
-        first = len(pack_varint(self.onto.frames))
-        return lambda chunk: sum(layout.HEAD.size + n + layout.padding(n) for n in [*fixed, first + len(chunk)])
+        """What the file grows by."""
+        with _opened(self.out) as video:
+            envelope = nerv_plan.AppendedEnvelope(video.reader, self.times, plan.gop)
+        before, layers = len(pack_varint(self.onto.frames)), [0] * -(-len(self.clip) // plan.gop)
+        return lambda chunk: envelope.bytes([before + len(chunk)], layers) - self.onto.bytes
 
     def write(self, written: Written) -> None:
-        onto = self.onto
-        with ContainerWriter.append(self.out) as writer:
-            if writer.frames != onto.frames:
-                _check.fail("append", "the file has grown in the meantime.", path=str(self.out))
-            _write(writer, f"D{onto.sessions:03}", written, onto.frames, onto.times(self.clip), self.trainer.plan.gop)
+        with self.onto.writer(self.out) as writer:
+            _write(writer, f"D{self.session:03}", written, self.onto.frames, self.times, self.trainer.plan.gop)
         self.seen = self.seen[0], self.out.stat().st_size
 
     def more_facts(self) -> dict:
-        return {"onto": [self.onto.frames, self.onto.bytes]}
+        return {"onto": asdict(self.onto)}
 
     @classmethod
     def again(cls, facts: dict, out: Path) -> dict:
-        onto = _Onto.of(out)
-        if [onto.frames, onto.bytes] != facts["onto"]:
-            raise ValueError(f"{out} is no longer the file that the append began with")
-        return {"onto": onto}
+        return {"onto": Onto(**facts["onto"]).same(out)}
