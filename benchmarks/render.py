@@ -63,8 +63,8 @@ def summary(document: dict) -> str:
     for row in document.get("ops", []):
         rows.append([*_what(row), "refused", "", "", ""] if "refused" in row else _short(row))
     parts = [_setting(document), _table(head, rows), _pretrain(document), _overhead(document)]
-    parts.append("`usual` and `careful` say how many times as long those take. Method, spread, bounds: "
-                 "[benchmarks/RESULTS.md](benchmarks/RESULTS.md).")  # fmt: skip
+    parts.append("`usual` and `careful` say how many times as long those take; wrong: their result is, so they are not "
+                 "timed. Method, spread, bounds: [benchmarks/RESULTS.md](benchmarks/RESULTS.md).")  # fmt: skip
     return "\n\n".join(p for p in parts if p)
 
 
@@ -116,7 +116,9 @@ def _what(row: dict) -> list[str]:
 def _short(row: dict) -> list[str]:
     variants = row["variants"]
     ours = variants["ours"]["median_ms"]
-    ratios = [_times(variants[v]["median_ms"] / ours) if v in variants else "-" for v in ("usual", "careful")]
+    wrong = dict.fromkeys(row.get("refused peers", ()), "wrong")
+    ratios = [_times(variants[v]["median_ms"] / ours) if v in variants else wrong.get(v, "-")
+              for v in ("usual", "careful")]  # fmt: skip
     return [*_what(row), _ms(ours), *ratios, _share(row)]
 
 
@@ -126,7 +128,7 @@ def _key(row: dict) -> tuple[str, str, str]:
 
 def _long(row: dict, usual_float32: dict | None) -> list[list[str]]:
     if "refused" in row:
-        return [[*_what(row), "refused", row["refused"].replace("|", "/").replace("\n", " "), *[""] * 4]]
+        return [[*_what(row), "refused", _plain(row["refused"]), *[""] * 4]]
     ours = row["variants"]["ours"]["median_ms"]
     lines = []
     variants = dict(row["variants"])
@@ -137,7 +139,13 @@ def _long(row: dict, usual_float32: dict | None) -> list[list[str]]:
         line = [label, _ms(t["median_ms"]), spread, "" if label == "ours" else _times(t["median_ms"] / ours)]
         bound = [_ms(row["bound_ms"]) if row["bound_ms"] else "-", _share(row)] if label == "ours" else ["", ""]
         lines.append([*(_what(row) if label == "ours" else ["", "", ""]), *line, *bound])
+    for label, reason in row.get("refused peers", {}).items():
+        lines.append(["", "", "", label, "refused", _plain(reason), *[""] * 3])
     return lines
+
+
+def _plain(reason: str) -> str:
+    return reason.replace("|", "/").replace("\n", " ")
 
 
 def _share(row: dict) -> str:

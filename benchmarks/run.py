@@ -114,6 +114,7 @@ def time_ops(
                 moved, flops = job.work({case.name: backward} if backward else {})
                 row |= {"backend": op.choose(*job.args), "bytes": list(moved) if moved else None, "flops": flops}
                 functions, before = job.with_fresh()
+                row["refused peers"] = job.refused
                 row["variants"] = interleave(functions, before=before, seconds=seconds, synchronize=synchronize)
     return rows
 
@@ -180,8 +181,11 @@ def ops(
     path = _write(machine, command="python benchmarks/run.py " + " ".join(sys.argv[1:]), ceilings=ceilings, ops=rows)
     typer.echo(f"wrote {path.relative_to(ROOT)}")
     for row in rows:
+        what = f"REFUSED {row['op']} {row['case']} {row['dtype']} {row['pass']}: "
         if "refused" in row:
-            typer.echo(f"REFUSED {row['op']} {row['case']} {row['dtype']} {row['pass']}: {row['refused']}", err=True)
+            typer.echo(what + row["refused"], err=True)
+        for label, reason in row.get("refused peers", {}).items():
+            typer.echo(f"{what}{label}: {reason}", err=True)
 
 
 @app.command()

@@ -21,7 +21,7 @@ PASSES = ("forward", "forward + backward")
 
 
 class Refused(Exception):
-    """A variant's result is wrong; the row is not timed."""
+    """A variant's result is wrong; ours: the row is not timed, a peer's: that variant is not."""
 
 
 @dataclass
@@ -39,9 +39,11 @@ class Job:
     inputs: list[torch.Tensor] = field(default_factory=list)
     cotangents: list[torch.Tensor | None] = field(default_factory=list)
     variants: dict[str, Callable[[], object]] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)  # peer -> what is wrong with it
 
     def prepare(self) -> None:
-        """Make the arguments and every variant; raise Refused if one of them computes something else."""
+        """Make the arguments and every variant; raise Refused if ours computes something else. Peers that do are left
+        out, and `refused` says why."""
         backward = self.direction != "forward"
         self.args = tuple(
             a.detach().to(self.device).requires_grad_(backward and name in self.case.grad)
@@ -57,15 +59,18 @@ class Job:
         makers = {"ours": makers.pop("ours", lambda *args: lambda: self.op(*args)), **makers} | direct
         calls = {}
         for label, make in makers.items():
-            with _refusing(label):
+            call = None
+            with self._refusing(label):
                 call = make(*self.args)
             if call is not None:  # a peer that would take minutes on this case declines it
                 calls[label] = call
-        with _refusing("ours"):
+        with self._refusing("ours"):
             ours = _as_tuple(calls["ours"]())
         self.cotangents = [_cotangent(o) if backward and o.requires_grad else None for o in ours]
         self._check_all(calls, set(direct))
         for label, call in calls.items():
+            if label in self.refused:
+                continue
             whole = label in direct or not backward
             self.variants[label] = call if whole else lambda call=call: self._gradients(call())
 
@@ -75,21 +80,30 @@ class Job:
 
     # ---- checks
 
+    @contextmanager
+    def _refusing(self, label: str) -> Iterator[None]:
+        """Whatever goes wrong in ours ends its row; in a peer, its part in the row. The run goes on."""
+        try:
+            yield
+        except Exception as error:
+            text = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+            self.refused[label] = text
+            if label == "ours":
+                raise Refused(f"{label}: {text}") from error
+
     def _check_all(self, calls: dict[str, Callable], direct: set[str]) -> None:
         """Outputs first (a wrong shape has no gradient to speak of), then gradients."""
         leaves, expected = self._reference()
         same = getattr(self.peers, "SAME", {}).get(self.op.name)
         for label, call in calls.items():
-            with _refusing(label):
+            with self._refusing(label):
                 outputs = call()
-            outputs, got = outputs if label in direct else (outputs, None)
-            outputs = _as_tuple(outputs)
-            if same is not None and not label.startswith("ours"):
-                reason = same(outputs, expected, self.args)
-                if reason is not None:
-                    raise Refused(f"{label}: {reason}")
-                continue
-            with _refusing(label):
+                outputs, got = outputs if label in direct else (outputs, None)
+                outputs = _as_tuple(outputs)
+                if same is not None and not label.startswith("ours"):
+                    reason = same(outputs, expected, self.args)
+                    assert reason is None, reason
+                    continue
                 self._compare_outputs(outputs, expected, ours=label.startswith("ours"))
                 if self.inputs:
                     gradients = self._expected_gradients(leaves, expected)
@@ -191,16 +205,6 @@ def load_peers(directory: str) -> ModuleType | None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@contextmanager
-def _refusing(label: str) -> Iterator[None]:
-    """Whatever goes wrong in a variant ends its row, not the run."""
-    try:
-        yield
-    except Exception as error:
-        text = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
-        raise Refused(f"{label}: {text}") from error
 
 
 def _as_tuple(value: object) -> tuple:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 def _run(levels, t, scale, combine):
     found = []
     for level in levels:
-        p = t * (len(level) - 1)
+        p = t.double() * (len(level) - 1)  # float32 would leave 1e-5 of a frame's place
         low = p.floor().long()
         share = (p - low).to(level.dtype).view(-1, 1, 1, 1)
         found.append(torch.lerp(level[low], level[(low + 1).clamp(max=len(level) - 1)], share))

@@ -93,9 +93,9 @@ def test_wrong_ours_is_refused(error):
 
 
 def test_wrong_peer_is_refused():
-    for row in rows(FakeOp(_reference), peers(usual=lambda x, scale: x * scale + 1)):
-        assert row["refused"].startswith("usual: output 0")
-        assert "variants" not in row
+    for row in rows(FakeOp(_reference), peers(usual=lambda x, scale: x * scale + 1, careful=_reference)):
+        assert row["refused peers"]["usual"].startswith("output 0")
+        assert set(row["variants"]) == {"ours", "careful"}
 
 
 class _WrongGradient(torch.autograd.Function):
@@ -123,15 +123,16 @@ def test_hand_written_gradients_are_checked_and_timed():
     with pytest.raises(Refused, match="ours: output 0"):
         job.prepare()
     got = rows(FakeOp(_reference), direct(3.0))
-    assert "careful: gradient of x" in got[1]["refused"]
+    assert "gradient of x" in got[1]["refused peers"]["careful"]
+    assert set(got[1]["variants"]) == {"ours"}
 
 
 def test_other_random_streams_are_checked_by_their_own_rule():
     module = peers(usual=lambda x, scale: x[0])
     module.SAME = {"double_it": lambda got, expected, args: None if got[0].shape == (33,) else "wrong shape"}
-    assert all("refused" not in row for row in rows(FakeOp(_reference), module, case(grad=())))
+    assert all("usual" in row["variants"] for row in rows(FakeOp(_reference), module, case(grad=())))
     module.SAME = {"double_it": lambda got, expected, args: "never equal"}
-    assert rows(FakeOp(_reference), module, case(grad=()))[0]["refused"] == "usual: never equal"
+    assert rows(FakeOp(_reference), module, case(grad=()))[0]["refused peers"] == {"usual": "never equal"}
 
 
 def test_red_op_is_not_timed():
@@ -188,7 +189,11 @@ def document():
         "machine": machine.describe(2),
         "command": "python benchmarks/run.py all",
         "ceilings": CEILINGS,
-        "ops": [*done, lost | {"refused": "ours: a | b\nc"}],
+        "ops": [
+            *done,
+            done[0] | {"op": "half", "refused peers": {"careful": "d | e"}},
+            lost | {"refused": "ours: a | b\nc"},
+        ],
         "overhead": [{"label": "op", "no_grad_us": 1.0, "grad_us": 2.0, "forward_backward_us": 3.0}],
         "pretrain": {
             "preset": "small",
@@ -218,6 +223,7 @@ def test_rendering_is_idempotent_and_keeps_the_text_around(tmp_path):
     assert "old" not in first[0]
     assert "| plain | fp32 | 5.00 | 5.00 .. 5.00 | 0.50x | 10.0 | 50 |" in first[0]  # a loss is shown like a win
     assert "| refused | ours: a / b c |" in first[1]
+    assert "| careful | refused | d / e |" in first[1]
     assert "[gpu-report](results/0.1.0/gpu-report.md)" in first[1]
     for text in first:
         tables = [line for line in text.splitlines() if line.startswith("|")]

@@ -1,12 +1,21 @@
 """A small `.vkv` file that the container tests share."""
 
 import struct
+import warnings
 import zlib
 from fractions import Fraction
 
 import numpy as np
 
-from vidkernels.codec import Color, ContainerWriter, Header, frame_hash
+from vidkernels.codec import (
+    Color,
+    ContainerReader,
+    ContainerWriter,
+    DamagedFileError,
+    Header,
+    UnsupportedFileError,
+    frame_hash,
+)
 from vidkernels.codec import layout as L
 
 HEADER = Header(
@@ -88,3 +97,22 @@ def reseal(data):
         out[at + 20 : at + 24] = struct.pack("<I", zlib.crc32(out[at : at + 20]))
         at = start + length + L.padding(length)
     return bytes(out)
+
+
+def rewritten(path, change):
+    data = path.read_bytes()
+    path.write_bytes(change(data))
+    return path
+
+
+def read_all(path, content):
+    path.write_bytes(content)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            reader = ContainerReader(path)
+        with reader as r:
+            r.verify()
+        return True
+    except (DamagedFileError, UnsupportedFileError):
+        return False

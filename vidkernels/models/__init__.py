@@ -1,5 +1,6 @@
 """Backbones that methods share. Importing this package imports torch only."""
 
+from .frame_embed import FrameEmbed
 from .video_vit import (
     MaskedVideoDecoder,
     VideoViTConfig,
@@ -9,6 +10,7 @@ from .video_vit import (
 )
 
 __all__ = [
+    "FrameEmbed",
     "MaskedVideoDecoder",
     "VideoViTConfig",
     "VideoViTEncoder",

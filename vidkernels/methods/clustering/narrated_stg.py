@@ -17,8 +17,7 @@ from torch.nn import functional as F
 
 from vidkernels.functional.clustering.sinkhorn import sinkhorn
 from vidkernels.functional.tokens.frames import top_k_frames
-from vidkernels.models import VideoViTConfig, VideoViTEncoder, grid_positions
-from vidkernels.nn.masking.embed import VisibleTubeEmbed
+from vidkernels.models import FrameEmbed, VideoViTConfig, VideoViTEncoder
 
 from .._card import Card
 
@@ -86,9 +85,7 @@ class NarratedGrounding(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config, width = config, config.encoder.width
-        self.embed = VisibleTubeEmbed(
-            dim=width, tube=(1, config.patch, config.patch), grid=None, mean=config.mean, std=config.std, position=None
-        )
+        self.embed = FrameEmbed(width, config.patch, config.mean, config.std)
         self.encoder = VideoViTEncoder(config.encoder)
         self.word = nn.Embedding(config.vocabulary, width)
         self.sentence = nn.Linear(width, width)
@@ -96,10 +93,8 @@ class NarratedGrounding(nn.Module):
 
     def regions(self, clip: Tensor) -> Tensor:
         """Features of each frame's patches: [B, T, h, w, D]."""
-        batch, time = clip.shape[:2]
-        grid = (1, clip.shape[2] // self.config.patch, clip.shape[3] // self.config.patch)
-        x = self.embed(clip.flatten(0, 1)[:, None]) + grid_positions(grid, self.config.encoder.width).to(clip.device)
-        return self.encoder(x).view(batch, time, grid[1], grid[2], -1)
+        x = self.encoder(self.embed(clip).flatten(0, 1))
+        return x.view(*clip.shape[:2], *self.embed.places(clip), -1)
 
     def chosen(self, regions: Tensor, words: Tensor) -> Tensor:
         """The U frames, in order, of features [B, T, h, w, D] for word features [B, W, D]: [B, U] int64."""

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidkernels.functional.clustering.sinkhorn import sinkhorn
-from vidkernels.models import VideoViTConfig, VideoViTEncoder, grid_positions
-from vidkernels.nn.masking.embed import VisibleTubeEmbed
+from vidkernels.models import FrameEmbed, VideoViTConfig, VideoViTEncoder
 
 from .._card import Card
 
@@ -87,9 +86,7 @@ class OST(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config, width = config, config.encoder.width
-        self.embed = VisibleTubeEmbed(
-            dim=width, tube=(1, config.patch, config.patch), grid=None, mean=config.mean, std=config.std, position=None
-        )
+        self.embed = FrameEmbed(width, config.patch, config.mean, config.std)
         self.encoder = VideoViTEncoder(config.encoder)
         self.word = nn.Embedding(config.vocabulary, width)
         self.place = nn.Parameter(0.02 * torch.randn(config.words, width))
@@ -112,8 +109,7 @@ class OST(nn.Module):
     def frames(self, clip: Tensor) -> Tensor:
         """Unit features of each frame alone: [B, T, D]."""
         batch, time = clip.shape[:2]
-        grid = (1, clip.shape[2] // self.config.patch, clip.shape[3] // self.config.patch)
-        x = self.embed(clip.flatten(0, 1)[:, None]) + grid_positions(grid, self.config.encoder.width).to(clip.device)
+        x = self.embed(clip).flatten(0, 1)
         return F.normalize(self.encoder(x).mean(1), dim=-1).view(batch, time, -1)
 
     def sentences(self, ids: Tensor) -> Tensor:

@@ -17,9 +17,8 @@ from torch.nn import functional as F
 from vidkernels.functional.clustering.kmeans import kmeans
 from vidkernels.functional.clustering.matching import linear_assignment
 from vidkernels.functional.clustering.sinkhorn import sinkhorn
-from vidkernels.models import VideoViTConfig, VideoViTEncoder, grid_positions
+from vidkernels.models import FrameEmbed, VideoViTConfig, VideoViTEncoder
 from vidkernels.nn.clustering.prototypes import PrototypeHead
-from vidkernels.nn.masking.embed import VisibleTubeEmbed
 
 from .._card import Card
 
@@ -94,8 +93,7 @@ class TimeTuning(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config, width = config, config.encoder.width
-        self.embed = VisibleTubeEmbed(dim=width, tube=(1, config.patch, config.patch), grid=None, mean=config.mean,
-                                      std=config.std, position=None)  # fmt: skip
+        self.embed = FrameEmbed(width, config.patch, config.mean, config.std, positions=config.positions)
         self.encoder = VideoViTEncoder(config.encoder)
         self.projection = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, config.projection))
         self.head = PrototypeHead(config.projection, config.prototypes)
@@ -103,24 +101,9 @@ class TimeTuning(nn.Module):
             self.embed.requires_grad_(False)
             self.encoder.blocks[: max(config.encoder.depth - config.tuned, 0)].requires_grad_(False)
 
-    def grid(self, clip: Tensor) -> tuple[int, int]:
-        """Patches along height and width."""
-        patch = self.config.patch
-        fits = clip.dim() == 5 and clip.shape[4] == 3 and clip.dtype is torch.uint8
-        if not fits or clip.shape[2] % patch or clip.shape[3] % patch:
-            raise ValueError(
-                f"TimeTuning: expected `clip` [B, T, H, W, 3] uint8, H and W multiples of {patch}, got "
-                f"{list(clip.shape)} {str(clip.dtype).removeprefix('torch.')}.\nHINT: crop or resample the clip."
-            )
-        return clip.shape[2] // patch, clip.shape[3] // patch
-
     def features(self, clip: Tensor) -> Tensor:
         """Each frame by itself: [B, T, h * w, C]."""
-        grid = self.grid(clip)
-        tokens = self.embed(clip.flatten(0, 1)[:, None])
-        if self.config.positions:
-            tokens = tokens + grid_positions((1, *grid), tokens.shape[2]).to(tokens)
-        return self.encoder(tokens).unflatten(0, clip.shape[:2])
+        return self.encoder(self.embed(clip).flatten(0, 1)).unflatten(0, clip.shape[:2])
 
     @torch.no_grad()
     def forward_labels(self, features: Tensor, labels: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -159,7 +142,7 @@ class TimeTuning(nn.Module):
         """
         if clip.shape[1] < 2:
             raise ValueError("TimeTuning: expected at least 2 frames, got 1.\nHINT: a still image does not tell.")
-        config, grid = self.config, self.grid(clip)
+        config, grid = self.config, self.embed.places(clip)
         features = self.features(clip)
         first, last = self.head(self.projection(features[:, 0])), self.head(self.projection(features[:, -1]))
         labels = sinkhorn(first.detach().flatten(0, 1), config.epsilon, config.iterations).view_as(first)

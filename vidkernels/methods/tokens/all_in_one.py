@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidkernels.functional.tokens.roll import token_roll
-from vidkernels.models import VideoViTConfig, VideoViTEncoder, grid_positions
-from vidkernels.nn.masking.embed import VisibleTubeEmbed
+from vidkernels.models import FrameEmbed, VideoViTConfig, VideoViTEncoder
 
 from .._card import Card
 
@@ -73,9 +72,7 @@ class AllInOne(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config, width = config, config.encoder.width
-        self.embed = VisibleTubeEmbed(
-            dim=width, tube=(1, config.patch, config.patch), grid=None, mean=config.mean, std=config.std, position=None
-        )
+        self.embed = FrameEmbed(width, config.patch, config.mean, config.std)
         self.word = nn.Embedding(config.vocabulary, width)
         self.place = nn.Parameter(0.02 * torch.randn(config.words, width))
         self.encoder = VideoViTEncoder(config.encoder)
@@ -84,7 +81,7 @@ class AllInOne(nn.Module):
 
     def forward(self, clip: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """Features of the class token and the text [B, 1 + L, D] and of the patches [B, T, N, D]."""
-        batch, time = clip.shape[:2]
+        batch = clip.shape[0]
         if text.shape[0] != batch or text.shape[1] >= self.config.words:
             raise ValueError(
                 f"AllInOne: expected `text` [{batch}, L] with L < {self.config.words}, got {list(text.shape)}.\n"
@@ -92,9 +89,7 @@ class AllInOne(nn.Module):
             )
         text = torch.cat([text.new_full((batch, 1), CLASS), text], 1)
         words = self.word(text) + self.place[: text.shape[1]]
-        grid = (1, clip.shape[2] // self.config.patch, clip.shape[3] // self.config.patch)
-        x = self.embed(clip.flatten(0, 1)[:, None]) + grid_positions(grid, words.shape[2]).to(clip.device)
-        return self.mixed(words, x.unflatten(0, (batch, time)))
+        return self.mixed(words, self.embed(clip))
 
     def mixed(self, words: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
         """The layers: words [B, L, D] and patches [B, T, N, D], the frames one by one, the words in all of them."""

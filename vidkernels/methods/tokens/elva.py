@@ -18,8 +18,7 @@ from torch.nn import functional as F
 from vidkernels.functional.tokens.attention import proportional_attention
 from vidkernels.functional.tokens.merging import bipartite_soft_matching, merge_tokens, unmerge_tokens
 from vidkernels.functional.tokens.plan import MergePlan
-from vidkernels.models import VideoViTConfig, grid_positions
-from vidkernels.nn.masking.embed import VisibleTubeEmbed
+from vidkernels.models import FrameEmbed, VideoViTConfig
 
 from .._card import Card
 
@@ -102,9 +101,7 @@ class Elva(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config, width = config, config.layers.width
-        self.embed = VisibleTubeEmbed(
-            dim=width, tube=(1, config.patch, config.patch), grid=None, mean=config.mean, std=config.std, position=None
-        )
+        self.embed = FrameEmbed(width, config.patch, config.mean, config.std)
         self.word = nn.Embedding(config.vocabulary, width)
         self.place = nn.Parameter(0.02 * torch.randn(config.words, width))
         self.layers = nn.ModuleList(_Layer(config.layers) for _ in range(config.layers.depth))
@@ -119,10 +116,8 @@ class Elva(nn.Module):
                 f"Elva: expected a multiple of {2 ** len(self.config.halve)} frames and at most {self.config.words} "
                 f"words, got {frames} and {text.shape[1]}.\nHINT: pad the clip by its last frame, cut the text."
             )
-        height, width = clip.shape[2] // self.config.patch, clip.shape[3] // self.config.patch
-        x = self.embed(clip.flatten(0, 1)[:, None])
-        x = x + grid_positions((1, height, width), x.shape[2]).to(clip.device)  # places, not times
-        x = x.reshape(batch, -1, x.shape[2])
+        height, width = self.embed.places(clip)
+        x = self.embed(clip).flatten(1, 2)
         words = self.word(text) + self.place[: text.shape[1]]
         plan = MergePlan.identity(batch, x.shape[1], clip.device)
         size = torch.ones(x.shape[:2], device=clip.device)

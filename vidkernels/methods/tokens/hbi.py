@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidkernels.functional.tokens.banzhaf import late_interaction_banzhaf, late_interaction_value
-from vidkernels.models import VideoViTConfig, VideoViTEncoder, grid_positions
-from vidkernels.nn.masking.embed import VisibleTubeEmbed
+from vidkernels.models import FrameEmbed, VideoViTConfig, VideoViTEncoder
 from vidkernels.nn.tokens.banzhaf import BanzhafInteraction
 from vidkernels.nn.tokens.density import DPCKNNMerging
 
@@ -91,8 +90,7 @@ class HBI(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config, width = config, config.encoder.width
-        self.embed = VisibleTubeEmbed(dim=width, tube=(1, config.patch, config.patch), grid=None, mean=config.mean,
-                                      std=config.std, position=None)  # fmt: skip
+        self.embed = FrameEmbed(width, config.patch, config.mean, config.std)
         self.video = VideoViTEncoder(config.encoder)
         self.words = nn.Embedding(config.vocabulary, width)
         self.text = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
@@ -102,18 +100,7 @@ class HBI(nn.Module):
 
     def frames(self, clip: Tensor) -> Tensor:
         """One feature per frame, [B, T, D]; every frame is encoded alone."""
-        patch = self.config.patch
-        fits = clip.dim() == 5 and clip.shape[4] == 3 and clip.dtype is torch.uint8
-        if not fits or clip.shape[2] % patch or clip.shape[3] % patch:
-            raise ValueError(
-                "HBI: expected `clip` [B, T, H, W, 3] uint8 of whole patches, got "
-                f"{list(clip.shape)} {clip.dtype}.\nHINT: height and width are multiples of {patch}."
-            )
-        grid = (1, clip.shape[2] // patch, clip.shape[3] // patch)
-        x = self.embed(clip.flatten(0, 1).unsqueeze(1)) + grid_positions(grid, self.config.encoder.width).to(
-            clip.device
-        )
-        return self.video(x).mean(1).unflatten(0, clip.shape[:2])
+        return self.video(self.embed(clip).flatten(0, 1)).mean(1).unflatten(0, clip.shape[:2])
 
     def tokens(self, words: Tensor) -> tuple[Tensor, Tensor]:
         """Features of words [B, L, D], every word encoded alone, and which are words."""
