@@ -34,7 +34,7 @@ def make_config(size: tuple[int, int], weights: float, share: float) -> dict:
     """Of the widest network with at most so many weights, or the narrowest one."""
     strides = default_strides(size)
     best = None
-    for width in itertools.count(4, 4):
+    for width in itertools.count(4, 2):
         config = {"width": width, "hidden": 2 * width, "lowest": min(12, width), "levels": 40, "strides": list(strides),
                   "fourier": [min(1, len(strides) - 1)], "modes": [8, 5], "share": share}  # fmt: skip
         if best is not None and _network(config, size, 1).stored_parameters() > weights:
