@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 MODELS = {
     "gaussian": "vidkernels.codec.gaussian",
+    "pfnr": "vidkernels.codec.nerv_pfnr",
     "latent": "vidkernels.codec.nerv_latent",
     "flow": "vidkernels.codec.nerv_flow",
     "nerv": "vidkernels.codec.nerv_nerv",

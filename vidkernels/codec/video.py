@@ -13,6 +13,7 @@ from .. import _check
 from .container import ContainerReader, Gop, Report
 from .gaussian_model import Grid, decode_gop
 from .nerv_families import NETWORKS
+from .nerv_pfnr_video import ProgressiveFile
 from .nerv_video import NetworkFile
 from .opened import OpenedFile
 
@@ -45,6 +46,8 @@ def open(path: str | os.PathLike, *, planes: int | None = None, partial: bool = 
                     planes=planes, model=reader.header.model)  # fmt: skip
     if reader.header.model == "gaussian":
         return GaussianFile(reader)
+    if reader.header.model == ProgressiveFile.model:
+        return ProgressiveFile(reader)
     if reader.header.model in NETWORKS:
         return NetworkFile(reader, planes)
     reader.close()
