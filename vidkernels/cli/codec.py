@@ -42,7 +42,7 @@ Resize = Annotated[
     Any, typer.Option(help="scale frames to WxH, or to a short side", **_unit(units.picture, "WxH|SIDE"))
 ]
 ModelName = Annotated[
-    str, typer.Option("--model", help="the representation to fit: gaussian, latent, flow, nerv, hnerv")
+    str, typer.Option("--model", help="the representation to fit: gaussian, latent, flow, nerv, hnerv, pfnr")
 ]
 Sheet = Annotated[bool, typer.Option(help="write a contact sheet beside the file")]
 

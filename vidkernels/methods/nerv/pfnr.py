@@ -23,7 +23,7 @@ CARD = Card(
     arxiv="2306.11305",
     year=2023,
     family="nerv",
-    ops=("top_k_mask", "masked_weight", "upsample_conv", "frame_loss"),
+    ops=("top_k_mask", "masked_weight", "fourier_layer", "upsample_conv", "frame_loss"),
     fidelity="simplified",
     differs="GELU instead of swish; every session draws its scores anew; first weights are larger by 1 / sqrt(share). "
     "Small fits only: 12 frames of Bunny, then 12 of bikes, at 48 x 96 in 94 000 weights, 400 steps of 2 frames each "

@@ -18,10 +18,12 @@ from vidkernels.models.nerv.hi_nerv import HiNeRV
 from vidkernels.models.nerv.hnerv import ConvNeXtEncoder, HNeRV, hnerv_kernels, hnerv_width, hnerv_widths
 from vidkernels.models.nerv.latent_nerv import LatentDecoder, LatentNeRV, latent_strides, latent_widths
 from vidkernels.models.nerv.nerv import NeRV
+from vidkernels.models.nerv.pfnr import PFNR
 from vidkernels.models.nerv.warp import warped
 
 __all__ = [
     "LOSSES",
+    "PFNR",
     "BoostedNeRV",
     "ConvNeXtEncoder",
     "ENeRV",
