@@ -76,7 +76,7 @@ class Integers(NamedTuple):
     Returns: a tuple of the seven.
     Example:
         >>> one = torch.ones(1, dtype=torch.int32)
-        >>> layer = Integers(torch.ones(1, 1, 1, 2, dtype=torch.int8), one, one, one, torch.zeros(256).byte())
+        >>> layer = vk.functional.Integers(torch.ones(1, 1, 1, 2, dtype=torch.int8), one, one, one, torch.zeros(256).byte())
         >>> layer.zero_point, layer.scale
         (0, 1)
     """
@@ -108,8 +108,8 @@ def decode_tail(x: Tensor, layer: Integers, head: Integers, *, backend: str | No
     Source: ours.
     Example:
         >>> one, plain = torch.ones(4, dtype=torch.int32), torch.arange(256, dtype=torch.uint8)
-        >>> layer = Integers(torch.ones(4, 1, 1, 2, dtype=torch.int8), 0 * one, 2 * one, one, plain, scale=2)
-        >>> head = Integers(torch.ones(1, 3, 3, 1, dtype=torch.int8), 0 * one[:1], 2 * one[:1], one[:1], plain)
+        >>> layer = vk.functional.Integers(torch.ones(4, 1, 1, 2, dtype=torch.int8), 0 * one, 2 * one, one, plain, scale=2)
+        >>> head = vk.functional.Integers(torch.ones(1, 3, 3, 1, dtype=torch.int8), 0 * one[:1], 2 * one[:1], one[:1], plain)
         >>> decode_tail(torch.ones(1, 1, 2, 2, dtype=torch.uint8), layer, head)[0, ..., 0]
         tensor([[ 8, 12, 12,  8],
                 [ 8, 12, 12,  8]], dtype=torch.uint8)
@@ -132,9 +132,10 @@ def decode_integers(x: Tensor, layers: Sequence[Integers], *, backend: str | Non
     Raises:
         ValueError: no layer; else as `conv_int8`.
     Backends: as `decode_tail`. Equal bits on all of them.
+    Source: ours.
     Example:
         >>> one, plain = torch.ones(4, dtype=torch.int32), torch.arange(256, dtype=torch.uint8)
-        >>> layer = Integers(torch.ones(4, 1, 1, 1, dtype=torch.int8), one, 2 * one, one, plain, scale=2)
+        >>> layer = vk.functional.Integers(torch.ones(4, 1, 1, 1, dtype=torch.int8), one, 2 * one, one, plain, scale=2)
         >>> decode_integers(torch.zeros(1, 1, 2, 1, dtype=torch.uint8), [layer] * 3).shape
         torch.Size([1, 8, 16, 1])
     """
@@ -173,14 +174,18 @@ def _check_layer(name: str, layer: Integers, channels: int) -> None:
 
 
 def fixed_point(ratio: Tensor, *, bits: int = 16) -> tuple[Tensor, Tensor]:
-    """(multiplier, shift), int32, whose quotient multiplier / 2^shift is nearest to `ratio`.
+    """The fixed-point number, multiplier / 2^shift, that is nearest to `ratio`.
 
     Multipliers have `bits` bits; ratios below 2^(bits - 32) have fewer, because shifts end at 31.
     Args:
         ratio: any shape, floating, positive and below 2^(bits - 1).
         bits: 2 to 30.
+    Returns:
+        multiplier, shift: like `ratio`, int32. Not differentiable.
     Raises:
         ValueError: a ratio that is not positive, or too large.
+    Backends: torch. Deterministic.
+    Source: Jacob et al. 2018, arXiv 1712.05877, section 2.2.
     Example:
         >>> fixed_point(torch.tensor([0.75, 0.001]), bits=8)
         (tensor([192, 131], dtype=torch.int32), tensor([ 8, 17], dtype=torch.int32))
@@ -199,8 +204,12 @@ def folded_bias(bias: Tensor, weight: Tensor, zero_point: int) -> Tensor:
         bias: [O], integers, for sums over weight * (x - zero_point).
         weight: [O, kh, kw, I] int8.
         zero_point: of x.
+    Returns:
+        folded: [O] int32. Not differentiable.
     Raises:
         ValueError: one that needs more than 32 bits.
+    Backends: torch. Deterministic.
+    Source: Jacob et al. 2018, arXiv 1712.05877, section 2.3.
     Example:
         >>> folded_bias(torch.tensor([5]), torch.full((1, 1, 1, 2), 3, dtype=torch.int8), 10)
         tensor([-55], dtype=torch.int32)

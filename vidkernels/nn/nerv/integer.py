@@ -91,9 +91,9 @@ class IntegerDecoder(nn.Module):
     Raises:
         ValueError: no layer.
     Example:
-        >>> blocks, head = [NeRVBlock(4, 6, 2)], nn.Conv2d(6, 3, 3, padding=1)
+        >>> blocks, head = [vk.nn.NeRVBlock(4, 6, 2)], torch.nn.Conv2d(6, 3, 3, padding=1)
         >>> latents = torch.randn(5, 4, 3, 4)
-        >>> decoder = quantize_decoder(blocks, head, latents, size=(5, 8))
+        >>> decoder = vk.nn.quantize_decoder(blocks, head, latents, size=(5, 8))
         >>> decoder(decoder.encode(latents)).shape
         torch.Size([5, 5, 8, 3])
     """
@@ -158,10 +158,11 @@ def quantize_decoder(
         decoder: its tables and numbers are made here once, and stored.
     Raises:
         ValueError: calibration that is empty or not finite, a convolution that is not plain, another `picture`.
+    Backends: torch.
     Source: Jacob et al. 2018, arXiv 1712.05877, sections 2 and 3; the bias's part: Nagel et al. 2019, arXiv 1906.04721,
         section 4.2.
     Example:
-        >>> block, head = NeRVBlock(4, 6, 2), nn.Conv2d(6, 3, 3, padding=1)
+        >>> block, head = vk.nn.NeRVBlock(4, 6, 2), torch.nn.Conv2d(6, 3, 3, padding=1)
         >>> x = torch.randn(2, 4, 3, 4)
         >>> decoder = quantize_decoder([block], head, x)
         >>> wanted = (0.5 * torch.tanh(head(block(x))) + 0.5).permute(0, 2, 3, 1) * 255
