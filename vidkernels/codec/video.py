@@ -21,7 +21,9 @@ _KEPT_GOPS = 2
 _KEPT_BYTES = 1 << 28  # of decoded Gaussians; what a file beyond it holds is decoded again where needed
 
 
-def open(path: str | os.PathLike, *, planes: int | None = None, partial: bool = False) -> GaussianFile | NetworkFile | ProgressiveFile:
+def open(
+    path: str | os.PathLike, *, planes: int | None = None, partial: bool = False
+) -> GaussianFile | NetworkFile | ProgressiveFile:
     """Open a `.vkv` file: frames by index, slice and time, as uint8 tensors.
 
     Args:

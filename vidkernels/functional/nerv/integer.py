@@ -76,7 +76,8 @@ class Integers(NamedTuple):
     Returns: a tuple of the seven.
     Example:
         >>> one = torch.ones(1, dtype=torch.int32)
-        >>> layer = vk.functional.Integers(torch.ones(1, 1, 1, 2, dtype=torch.int8), one, one, one, torch.zeros(256).byte())
+        >>> weight, table = torch.ones(1, 1, 1, 2, dtype=torch.int8), torch.zeros(256, dtype=torch.uint8)
+        >>> layer = vk.functional.Integers(weight, one, one, one, table)
         >>> layer.zero_point, layer.scale
         (0, 1)
     """
@@ -108,8 +109,9 @@ def decode_tail(x: Tensor, layer: Integers, head: Integers, *, backend: str | No
     Source: ours.
     Example:
         >>> one, plain = torch.ones(4, dtype=torch.int32), torch.arange(256, dtype=torch.uint8)
-        >>> layer = vk.functional.Integers(torch.ones(4, 1, 1, 2, dtype=torch.int8), 0 * one, 2 * one, one, plain, scale=2)
-        >>> head = vk.functional.Integers(torch.ones(1, 3, 3, 1, dtype=torch.int8), 0 * one[:1], 2 * one[:1], one[:1], plain)
+        >>> block, filters = torch.ones(4, 1, 1, 2, dtype=torch.int8), torch.ones(1, 3, 3, 1, dtype=torch.int8)
+        >>> layer = vk.functional.Integers(block, 0 * one, 2 * one, one, plain, scale=2)
+        >>> head = vk.functional.Integers(filters, 0 * one[:1], 2 * one[:1], one[:1], plain)
         >>> decode_tail(torch.ones(1, 1, 2, 2, dtype=torch.uint8), layer, head)[0, ..., 0]
         tensor([[ 8, 12, 12,  8],
                 [ 8, 12, 12,  8]], dtype=torch.uint8)
