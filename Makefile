@@ -42,7 +42,7 @@ demo: configure ## pretrain on a real clip, then compress it; pictures, checkpoi
 	$(PY) examples/compress_video.py --out runs/demo --end 2
 
 test: build ## build, then run the tests (make test PYTEST_ARGS=--runslow for all of them)
-	$(PY) -m pytest $(TESTS) $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(PY) -m pytest -n auto --maxprocesses=8 $(TESTS) $(PYTEST_ARGS)
 
 bench: build ## measure every op against what a user would write instead
 	$(PY) benchmarks/run.py
