@@ -191,6 +191,7 @@ def test_fit_writes_the_file_and_a_contact_sheet(tmp_path, clip, fitter):
         ((), protocol.Goal(seconds=60)),
         (("--size", "500kB"), protocol.Goal(bytes=500_000)),
         (("--psnr", "34dB"), protocol.Goal(psnr=34)),
+        (("--psnr", "34dB", "--budget", "2min"), protocol.Goal(seconds=120, psnr=34)),
     ],
 )
 def test_goals(tmp_path, clip, fitter, words, goal):
@@ -227,7 +228,7 @@ def test_fit_says_what_is_wrong(tmp_path, clip, fitter):
     source, _ = clip
     out = tmp_path / "a.vkv"
     for words, text, code in [
-        ((source, out, "--budget", "60s", "--psnr", "30"), "give one of", 2),
+        ((source, out, "--size", "60kB", "--psnr", "30"), "give one of", 2),
         ((source, out, "--budget", "soon"), "'soon' is not a time above 0", 2),
         ((source, out, "--size", "5s"), "'5s' is not a size", 2),
         ((source, out, "--gop", "0"), "--gop", 2),
@@ -371,11 +372,13 @@ def test_info_of_a_file(tmp_path):
     assert "error" in run("info", tmp_path / "b.vkv", code=1).stderr
 
 
-def test_a_goal_is_one():
-    with pytest.raises(ValueError, match="exactly one"):
+def test_a_goal_is_bytes_or_decibels_and_a_time_may_come_with_either():
+    with pytest.raises(ValueError, match="expected seconds, bytes or psnr"):
         protocol.Goal()
-    with pytest.raises(ValueError, match="exactly one"):
-        protocol.Goal(seconds=1, psnr=30)
+    with pytest.raises(ValueError, match="not both"):
+        protocol.Goal(bytes=1000, psnr=30)
+    assert protocol.Goal(seconds=1).only_time
+    assert not protocol.Goal(seconds=1, psnr=30).only_time
 
 
 def test_help_imports_no_codec():

@@ -68,6 +68,15 @@ def test_interrupted_it_leaves_the_file_alone_and_goes_on(source, tmp_path, monk
     assert not state_path(out).exists()
 
 
+def test_a_time_beside_another_goal_is_refused(source, tmp_path):
+    path, _ = source(frames=2)
+    for goal in (Goal(seconds=5, bytes=9000), Goal(seconds=5, psnr=30.0)):
+        with pytest.raises(ValueError, match="takes a time, or bytes, or decibels"):
+            fit(path, tmp_path / "o.vkv", goal)
+        with pytest.raises(ValueError, match="takes a time, or bytes, or decibels"):
+            run(gaussian.append(path, Source(path), goal))
+
+
 def test_a_file_that_changed_and_a_model_without_append_are_refused(source, tmp_path):
     path, _ = source(frames=3, height=24, width=32)
     out = tmp_path / "o.vkv"

@@ -37,7 +37,9 @@ def whole(out, frames, profile="exact"):
 
 
 @pytest.mark.parametrize(
-    "goal", [Goal(seconds=2.0), Goal(bytes=3500), Goal(psnr=26.0)], ids=["seconds", "bytes", "psnr"]
+    "goal",
+    [Goal(seconds=2.0), Goal(bytes=3500), Goal(psnr=26.0), Goal(seconds=1.5, bytes=3500)],
+    ids=["seconds", "bytes", "psnr", "bytes in time"],
 )
 def test_each_goal_is_met(source, tmp_path, goal, monkeypatch):
     monkeypatch.setattr(nerv_plan, "_LEAST_STEPS", 300)
@@ -60,6 +62,34 @@ def test_each_goal_is_met(source, tmp_path, goal, monkeypatch):
         assert reports[-1].psnr >= goal.psnr
     if goal.seconds is not None:
         assert reports[-1].elapsed < 4 * goal.seconds  # others may work on the machine
+
+
+def test_time_decides_about_steps_and_decibels_about_the_network(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(nerv, "_REPORT_EVERY", 0.0)
+    plans, rounds, begun, stage = [], [], nerv.Run.__init__, nerv.Run._after_stage
+
+    def begins(self, model, clip, out, plan, *rest, **more):
+        plans.append(plan)
+        begun(self, model, clip, out, plan, *rest, **more)
+
+    def ends(self):
+        rounds.append(self.rounds)
+        return stage(self)
+
+    monkeypatch.setattr(nerv.Run, "__init__", begins)
+    monkeypatch.setattr(nerv.Run, "_after_stage", ends)
+    path, _ = source(frames=3)
+    reports, _ = fit(path, tmp_path / "o.vkv", Goal(psnr=50.0, seconds=0.8))
+    whole(tmp_path / "o.vkv", 3)
+    assert reports[-1].elapsed < 4
+    assert rounds == [0] * 4  # 50 dB are out of reach; the time is kept all the same
+    work = nerv_latent.fit(Source(path), tmp_path / "usual.vkv", Goal(psnr=50.0), gop=None)
+    next(work)
+    work.close()
+    in_time, usual = plans
+    assert (in_time.config, in_time.psnr) == (usual.config, 50.0)
+    assert in_time.steps != usual.steps
+    assert in_time.check < sum(in_time.steps[1:3])  # it is looked at on the way
 
 
 def test_what_a_look_says_is_what_the_file_weighs(source, tmp_path, few_steps, monkeypatch):

@@ -68,7 +68,11 @@ def fit(
     planes: Annotated[int, typer.Option(min=1, max=4, help="code weights in so many parts, coarse ones first")] = 1,
     sheet: Sheet = True,
 ) -> None:
-    """Fit a model to a video and write it as a .vkv file. Without --budget, --size or --psnr: 60 seconds."""
+    """Fit a model to a video and write it as a .vkv file. Without --budget, --size or --psnr: 60 seconds.
+
+    A network (every model but gaussian) takes --budget with --size or --psnr: it is made for these, and the time is how
+    long it is fitted.
+    """
     from vidkernels.codec import protocol
 
     goal = _goal(budget, size, psnr)
@@ -264,8 +268,8 @@ def _told() -> Iterator[None]:
 def _goal(budget: float | None, size: int | None, psnr: float | None):
     from vidkernels.codec.protocol import Goal
 
-    if sum(goal is not None for goal in (budget, size, psnr)) > 1:
-        raise typer.BadParameter("give one of --budget, --size and --psnr.")
+    if size is not None and psnr is not None:
+        raise typer.BadParameter("give one of --size and --psnr.")
     return Goal(60.0 if budget is size is psnr is None else budget, size, psnr)
 
 

@@ -41,6 +41,7 @@ _KEY_BYTES = 6.0  # of one Gaussian
 def fit(source: Source, out: Path, goal: Goal, *, gop: int | None) -> Generator[Progress, None, Source]:
     """Fit `source` and write `out`; see protocol.py."""
     began = time.monotonic()
+    goal.single("fit", NAME)
     safetensors_for("fit")  # asked now, not when the first state is saved
     out = Path(out)
     clip = Clip(Source(Path(os.path.abspath(source.path)), source.start, source.end, source.size))
@@ -64,6 +65,7 @@ def resume(state: Path) -> Generator[Progress, None, Source]:
 def append(path: Path, source: Source, goal: Goal, *, gop: int | None = None) -> Generator[Progress, None, Source]:
     """Fit more frames and add them to the file `path`; see protocol.py. They are scaled to the file's size."""
     began = time.monotonic()
+    goal.single("append", NAME)
     safetensors_for("append")
     path = Path(path)
     with ContainerReader(path) as reader:

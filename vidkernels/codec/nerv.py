@@ -190,7 +190,7 @@ class Run:
         large = plan.bytes is not None and size > plan.bytes
         # A round that brings nothing shows that the network can do no better.
         poor = plan.psnr is not None and psnr < plan.psnr and (self.best is None or psnr > self.best + 0.02)
-        if (large or (poor and name == "round")) and self.rounds < _ROUNDS:
+        if (large or (poor and name == "round" and not plan.timed)) and self.rounds < _ROUNDS:
             self.rounds, self.best = self.rounds + 1, psnr
             trainer.plan = plan.dearer(1.6) if large else plan.dearer(0.5)
             if large and name == "round":

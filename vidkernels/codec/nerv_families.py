@@ -91,7 +91,7 @@ class FlowFamily(LatentFamily):
 
     def side(self, config, frames, goal, room):
         chosen = frames[config["keys"]]
-        if goal.seconds is not None:
+        if goal.only_time:
             return encode_keys(chosen, _KEY_CRF)
         if room is not None:
             coded = chosen_quality(chosen, lambda data: len(data) <= _KEY_SHARE * room)

@@ -114,7 +114,7 @@ def _continued(path: Path, frames: int) -> PFNR:
 
 def _plan(clip: Clip, frames: torch.Tensor, counted: torch.Tensor | None, goal: Goal, gop: int, began: float) -> Plan:
     pixels = math.prod(frames.shape[:3])
-    if goal.seconds is not None:
+    if goal.only_time:
         weights = 300_000 * math.sqrt(goal.seconds / 120)
     elif goal.bytes is not None:
         room = goal.bytes - _around(clip, {}, gop)(b"")
@@ -135,7 +135,7 @@ def _stepped(plan: Plan, goal: Goal, network, frames: torch.Tensor, counted: tor
     trainer = Trainer(network(), frames, counted, replace(plan, steps=(_TIMED, _TIMED)))
     each, look = min(_seconds(trainer.step) for _ in range(_TIMED)), _seconds(lambda: trainer.psnr(trainer.network))
     left = 0.95 * goal.seconds - (time.monotonic() - began) - 8 * look
-    return split_steps(plan, max(40, int(left / each)))
+    return replace(split_steps(plan, max(40, int(left / each))), timed=True)
 
 
 def _new(plan: Plan, size: tuple[int, int], frames: int) -> PFNR:
@@ -245,7 +245,7 @@ class _Run:
         large = t.plan.bytes is not None and size > t.plan.bytes
         # A round that brings nothing shows that the network can do no better.
         poor = t.plan.psnr is not None and psnr < t.plan.psnr and (self.best is None or psnr > self.best + 0.02)
-        if (large or poor) and self.rounds < _ROUNDS:
+        if (large or (poor and not t.plan.timed)) and self.rounds < _ROUNDS:
             self.rounds, self.best = self.rounds + 1, psnr
             t.refine(t.fineness * (_COARSER if large else _FINER))
             return None

@@ -29,7 +29,8 @@ _SLOWER = 0.3  # rate of learning with steps, over that without
 
 @dataclass(frozen=True)
 class Plan:
-    """A fit: the network's config, steps of optimisation of the two stages, frames of a group of pictures, goals."""
+    """A fit: the network's config, steps of optimisation of the two stages, frames of a group of pictures, goals;
+    `timed`: the steps come from a time, which more of them would break."""
 
     config: dict
     steps: tuple[int, int]
@@ -37,6 +38,7 @@ class Plan:
     rate: float = 2e-3
     bytes: int | None = None
     psnr: float | None = None
+    timed: bool = False
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from .nerv_train import STAGES, Plan, Trainer
 from .protocol import Goal
 
 _LOOKS = 10  # at bytes and PSNR, in the stages that have them
+_LEAST_LOOKS, _LOOKING = 3, 0.1  # where time is given as well: at least so many, or in so much of it
 _EPOCHS = 150  # where no time is given
 _LEAST_STEPS, _MOST_STEPS = 1500, 20_000
 _TIMED = 6  # steps, of which the fastest counts: other work on the machine only adds
@@ -45,15 +46,10 @@ def make_plan(
     pixels = math.prod(frames.shape[:3])
     most = pixels / 8  # weights; more could not be found from so few pixels
     steps = usual_steps(len(clip))
-    if goal.seconds is not None:
-        weights = 500_000 * math.sqrt(goal.seconds / 120)
-        config = family.config(clip.size, min(weights, most), len(clip))
-        plan = Plan(config, stages(0, family.shares), gop, exact, planes=planes)
-        side = family.side(config, frames, goal, None)
-        network = family.network(config, clip.size, torch.Generator().manual_seed(0), side)
-        return timed(plan, family.shares, network, frames, counted, goal.seconds, began), side
     room = None
-    if goal.bytes is not None:
+    if goal.only_time:
+        weights = 500_000 * math.sqrt(goal.seconds / 120)
+    elif goal.bytes is not None:
         room = goal.bytes - Envelope(model, clip, {}, gop, exact).bytes([0] * planes, [0] * -(-len(clip) // gop))
         if room < 1000:
             _check.fail("fit", f"sound, times and hashes leave {room} bytes for the pictures.",
@@ -64,7 +60,11 @@ def make_plan(
     config = family.config(clip.size, min(weights, most), len(clip))
     plan = Plan(config, stages(steps, family.shares), gop, exact, check=looks(steps), bytes=goal.bytes, psnr=goal.psnr,
                 planes=planes)  # fmt: skip
-    return plan, family.side(config, frames, goal, room)
+    side = family.side(config, frames, goal, room)
+    if goal.seconds is not None:
+        network = family.network(config, clip.size, torch.Generator().manual_seed(0), side)
+        plan = timed(plan, family.shares, network, frames, counted, goal.seconds, began)
+    return plan, side
 
 
 def usual_steps(frames: int) -> int:
@@ -88,10 +88,16 @@ def timed(
     base: dict[str, Quantised] | None = None,
 ) -> Plan:
     """The plan with as many steps as fit into so many seconds since `began`."""
-    each, look = _pace(Trainer(network, frames, counted, plan, base=base), 0.01 * seconds)
+    trainer = Trainer(network, frames, counted, replace(plan, steps=stages(0, shares)), base=base)
+    each, look = _pace(trainer, 0.01 * seconds)
     left = 0.97 * seconds - (time.monotonic() - began) - 3 * look
+    count = 0
+    if plan.bytes is not None or plan.psnr is not None:
+        count = max(_LEAST_LOOKS, min(_LOOKS, int(_LOOKING * left / max(look, 1e-6))))
+        left -= count * look
     steps = max(40, int(left / sum(t * share for t, share in zip(each, shares, strict=True))))
-    return replace(plan, steps=stages(steps, shares), check=steps)
+    watched = sum(stages(steps, shares)[1:3])
+    return replace(plan, steps=stages(steps, shares), check=max(1, watched // count) if count else steps, timed=True)
 
 
 def stages(steps: int, shares: Sequence[float]) -> tuple[int, ...]:

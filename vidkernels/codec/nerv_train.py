@@ -42,7 +42,7 @@ class Plan:
     config: of the network. steps: of each stage. batch: frames of a step. rate: of learning. price: squared error
     (mean over the clip, pixels in [0, 1]) that a bit for each of its pixels is worth. gop: frames of a group.
     check: steps between two looks at bytes and PSNR. bytes, psnr: what the price is steered to; None: it stays.
-    planes: in how many the weights are coded.
+    planes: in how many the weights are coded. timed: whether the steps come from a time that more would break.
     """
 
     config: dict
@@ -56,6 +56,7 @@ class Plan:
     bytes: int | None = None
     psnr: float | None = None
     planes: int = 1
+    timed: bool = False
 
     def steered(self, size: int, psnr: float) -> Plan:
         """The plan after a look at what would be written now."""
