@@ -36,8 +36,8 @@ class Network:
     The module's own parameters are never looked at: those to draw with are passed. `scale`: how much larger a picture
     is than its latents; a network whose pictures depend on time alone has latents of 0 channels. `layers`: where the
     module is nothing but convolutions, these in order, each with the enlargement behind it; all but the last are
-    followed by GELU. `encoder`: how the names of parameters begin that only a fit needs. `half`: whether bfloat16 is good
-    enough to draw with, where the processor has it.
+    followed by GELU. `encoder`: how the names of parameters begin that only a fit needs. `half`: whether bfloat16 does
+    to draw with, where the processor has it.
     """
 
     half = False

@@ -1,0 +1,20 @@
+"""The benchmark that fits a small network: it runs, and what it reports is what it did."""
+
+import json
+
+import pytest
+
+from benchmarks import fit_latent
+
+pytest.importorskip("av")
+pytest.importorskip("skvideo")
+
+
+def test_a_few_steps(tmp_path):
+    few = ["--frames", "3", "--latent", "8", "--channels", "8,8,8", "--json", str(tmp_path / "o.json")]
+    first = fit_latent.main([*few, "--steps", "2"])
+    more = fit_latent.main([*few, "--steps", "40"])
+    assert json.loads((tmp_path / "o.json").read_text()) == more
+    assert (first["steps"], more["steps"]) == (2, 40)
+    assert more["psnr"] > first["psnr"] + 3
+    assert more["latents"] == 3 * 8 * 2 * 4
