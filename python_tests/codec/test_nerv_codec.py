@@ -8,15 +8,16 @@ import pytest
 import torch
 from codec.fits import psnr, run
 
-from vidkernels.codec import ContainerWriter, nerv, nerv_latent, nerv_plan, protocol
+from vidkernels.codec import ContainerWriter, nerv, nerv_families, nerv_latent, nerv_plan, protocol
 from vidkernels.codec import open as open_vkv
-from vidkernels.codec.nerv_train import Trainer
+from vidkernels.codec.nerv_train import Plan, Trainer
 from vidkernels.codec.protocol import Goal, Source, state_path
 from vidkernels.data import write_video
 
 pytest.importorskip("av")
 pytest.importorskip("safetensors")
 pytestmark = pytest.mark.usefixtures("one_thread")
+CONFIG = {"latent": 8, "channels": [8, 8], "strides": [4, 2, 2]}
 PLENTY = Goal(bytes=60_000)
 
 
@@ -38,7 +39,7 @@ def whole(out, frames, profile="exact"):
 
 @pytest.mark.parametrize(
     "goal",
-    [Goal(seconds=2.0), Goal(bytes=3500), Goal(psnr=26.0), Goal(seconds=1.5, bytes=3500)],
+    [Goal(seconds=2.0), Goal(bytes=3500), Goal(psnr=26.0), Goal(seconds=1.5, bytes=7000)],
     ids=["seconds", "bytes", "psnr", "bytes in time"],
 )
 def test_each_goal_is_met(source, tmp_path, goal, monkeypatch):
@@ -90,6 +91,17 @@ def test_time_decides_about_steps_and_decibels_about_the_network(source, tmp_pat
     assert (in_time.config, in_time.psnr) == (usual.config, 50.0)
     assert in_time.steps != usual.steps
     assert in_time.check < sum(in_time.steps[1:3])  # it is looked at on the way
+
+
+def test_a_glance_is_at_frames_evenly_spread(source):
+    _, clip = source(frames=7)
+    network = nerv_families.NETWORKS["latent"].network(CONFIG, (48, 64), torch.Generator().manual_seed(0))
+    trainer = Trainer(network, clip, None, Plan(CONFIG, (4, 4, 4, 4), 7))
+    written = trainer.written()
+    every = trainer.psnr(written)
+    assert len(every) == 7
+    assert trainer.psnr(written, 3) == [every[0], every[3], every[6]]
+    assert trainer.psnr(written, 24) == every
 
 
 def test_what_a_look_says_is_what_the_file_weighs(source, tmp_path, few_steps, monkeypatch):

@@ -9,6 +9,7 @@ from vidkernels.codec.nerv_families import NETWORKS
 from vidkernels.codec.nerv_integer import (
     IntegerDrawer,
     Layer,
+    _Activated,
     decode_layers,
     encode_layers,
     integers,
@@ -110,3 +111,17 @@ def test_layers_come_back_and_wrong_ones_are_refused():
             decode_layers(encode_layers([Layer(**facts)], 5), 1)
     with pytest.raises(ValueError, match="worth"):
         decode_layers(encode_layers(layers, 200), 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_table_of_gelu_and_its_gradient_against_plain_operations(generator, dtype):
+    low, step, out, zero = -3.2, 0.03, 0.018, 9
+    z = (3 * torch.randn(2, 5, 31, 33, generator=generator)).to(dtype).requires_grad_()
+    held = z.float().clamp(low, low + 255 * step)
+    y = torch.nn.functional.gelu(held + (((held - low) / step).round() * step + low - held).detach())
+    wanted = y + (((y / out + zero).round().clamp(0, 255) - zero) * out - y).detach()
+    got = _Activated.apply(z, low, step, out, zero)
+    assert torch.equal(got, wanted.to(dtype))
+    along = torch.randn(wanted.shape, generator=generator).to(dtype)
+    grads = [torch.autograd.grad(x, z, along.to(x.dtype))[0] for x in (got, wanted)]
+    torch.testing.assert_close(*grads)

@@ -24,7 +24,7 @@ from .nerv_families import NETWORKS
 from .nerv_integer import Ranges
 from .nerv_mask import counted_pixels
 from .nerv_model import CHUNK, FINER, SIDE
-from .nerv_plan import Envelope, make_plan
+from .nerv_plan import GLANCE, Envelope, make_plan
 from .nerv_planes import MOST_PLANES
 from .nerv_train import STAGES, Plan, Trainer, Written
 from .protocol import Goal, Progress, Source, state_path
@@ -170,11 +170,11 @@ class Run:
         look = STAGES[trainer.stage] in ("noise", "round") and (trainer.into + 1) % trainer.plan.check == 0
         trainer.step()
         if look:
-            trainer.plan = trainer.plan.steered(*self._look(trainer.written()))
+            trainer.plan = trainer.plan.steered(*self._look(trainer.written(), GLANCE))
 
-    def _look(self, written: Written) -> tuple[int, float]:
-        """(bytes that the goal is about, mean PSNR) if the file were written now."""
-        values = self.trainer.psnr(written)
+    def _look(self, written: Written, most: int | None = None) -> tuple[int, float]:
+        """(bytes that the goal is about, mean PSNR of all or `most` frames) if the file were written now."""
+        values = self.trainer.psnr(written, most)
         size = self.envelope.bytes(list(map(len, self.chunks(written))), list(map(len, written.layers)))
         self.seen = sum(values) / len(values), size
         return size, self.seen[0]

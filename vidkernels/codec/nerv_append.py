@@ -91,8 +91,8 @@ class Appending(Run):
         with ContainerReader(self.out) as reader:
             return AppendedEnvelope(reader, self.times, self.trainer.plan.gop)
 
-    def _look(self, written: Written) -> tuple[int, float]:
-        size, psnr = super()._look(written)
+    def _look(self, written: Written, most: int | None = None) -> tuple[int, float]:
+        size, psnr = super()._look(written, most)
         return size - self.onto.bytes, psnr
 
     def chunks(self, written: Written) -> list[bytes]:

@@ -55,7 +55,9 @@ class LatentFamily(Family):
 
 
 class _FlowNetwork(Network):
-    """Draws between the key frames that `side` holds."""
+    """Draws between the key frames that `side` holds, which make up most of a picture and are kept in float32."""
+
+    half = True
 
     def __init__(self, module: FlowDecoder, config: dict, size: tuple[int, int], keys: Tensor):
         super().__init__(module, config, size, module.scale)
@@ -63,7 +65,8 @@ class _FlowNetwork(Network):
 
     def pictures(self, weights, latents, times):
         before, after = neighbours(times.double(), self.config["keys"])
-        return functional_call(self.module, weights, (latents, self._keys[before], self._keys[after]))
+        keys = ([self._keys[i] for i in side.tolist()] for side in (before, after))
+        return functional_call(self.module, weights, (latents, *keys))
 
 
 class FlowFamily(LatentFamily):

@@ -19,8 +19,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from .._pool import empty
 from ..functional.nerv.integer import Integers, decode_integers, folded_bias
 from ..functional.nerv.upsample_conv import upsample_conv
 from .entropy import decode_symbols, encode_symbols
@@ -30,6 +32,7 @@ ZERO = 128  # the byte of a latent of 0
 MOST = 127  # of a latent, in units of its byte
 _SPAN = 0.9999  # of the values before a GELU lie in the range of its table
 _SAMPLES = 1 << 18
+_PIECE = 1 << 17  # numbers that are worked on at a time
 _FLAT = -3.2  # below, GELU is 0 as far as a byte goes
 _DIP = 0.17  # GELU's least value is just above minus this
 _MULTIPLIER_BITS = 15
@@ -85,12 +88,54 @@ def simulated(layers, weights: dict[str, Tensor], latents: Tensor, r: Ranges) ->
     """Pictures [B, 3, H, W] as the integers will draw them, nearly; gradients pass through the rounding."""
     x = latents.contiguous(memory_format=torch.channels_last)
     for (name, scale), low, step, out, zero in zip(layers[:-1], r.low, r.step, r.out, r.zero, strict=True):
-        z = upsample_conv(x, weights[f"{name}.weight"], weights[f"{name}.bias"], scale, "none").float()
-        z = z.clamp(low, low + 255 * step)
-        z = F.gelu(z + (((z - low) / step).round() * step + low - z).detach())
-        x = z + (((z / out + zero).round().clamp(0, 255) - zero) * out - z).detach()
+        z = upsample_conv(x, weights[f"{name}.weight"], weights[f"{name}.bias"], scale, "none")
+        x = _Activated.apply(z, low, step, out, zero)
     name, scale = layers[-1]
     return upsample_conv(x, weights[f"{name}.weight"], weights[f"{name}.bias"], scale, "none") + 0.5
+
+
+class _Activated(torch.autograd.Function):
+    """GELU of z [B, C, h, w] as the table of a layer has it: of the nearest of 256 values, as the nearest byte's worth.
+
+    The gradient passes as if nothing were rounded, but not where z leaves the table. All is done in pieces that stay in
+    the processor's caches, in float32.
+    """
+
+    @staticmethod
+    def forward(ctx, z: Tensor, low: float, step: float, out: float, zero: int) -> Tensor:
+        z = z.contiguous(memory_format=torch.channels_last)
+        ctx.save_for_backward(z)
+        ctx.numbers = low, step
+        found = _like(z)
+        for part, into in zip(_pieces(z), _pieces(found), strict=True):
+            y = F.gelu(_indices(part, low, step).clamp_(0, 255).round_().mul_(step).add_(low))
+            into.copy_(y.div_(out).add_(zero).round_().clamp_(0, 255).sub_(zero).mul_(out))
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (z,), (low, step) = ctx.saved_tensors, ctx.numbers
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        found = _like(z)
+        for part, along, into in zip(_pieces(z), _pieces(grad), _pieces(found), strict=True):
+            index = _indices(part, low, step)
+            along = torch.ops.aten.hardtanh_backward(along.float(), index, 0, 255)  # 0 outside
+            into.copy_(torch.ops.aten.gelu_backward(along, index.clamp_(0, 255).round_().mul_(step).add_(low)))
+        return found, None, None, None, None
+
+
+def _like(z: Tensor) -> Tensor:
+    batch, channels, height, width = z.shape
+    return empty((batch, height, width, channels), z.dtype, z.device).permute(0, 3, 1, 2)
+
+
+def _indices(z: Tensor, low: float, step: float) -> Tensor:
+    return z.to(torch.float32, copy=True).sub_(low).div_(step)
+
+
+def _pieces(x: Tensor) -> tuple[Tensor, ...]:
+    return x.permute(0, 2, 3, 1).reshape(-1).split(_PIECE)
 
 
 def integers(layers, weights: dict[str, Quantised], latent_step: float, r: Ranges) -> list[Layer]:

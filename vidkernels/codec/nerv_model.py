@@ -36,8 +36,11 @@ class Network:
     The module's own parameters are never looked at: those to draw with are passed. `scale`: how much larger a picture
     is than its latents; a network whose pictures depend on time alone has latents of 0 channels. `layers`: where the
     module is nothing but convolutions, these in order, each with the enlargement behind it; all but the last are
-    followed by GELU. `encoder`: how the names of parameters begin that only a fit needs.
+    followed by GELU. `encoder`: how the names of parameters begin that only a fit needs. `half`: whether bfloat16 is good
+    enough to draw with, where the processor has it.
     """
+
+    half = False
 
     def __init__(
         self,
@@ -149,11 +152,13 @@ class Drawer:
 
     def __init__(self, network: Network, weights: dict[str, Quantised], step: float):
         self.network, self._step = network, step
+        self._half = network.half and torch.cpu._is_avx512_bf16_supported()
         self._weights = {name: torch.from_numpy(q.floats()) for name, q in weights.items()}
 
     @torch.no_grad()
     def draw(self, latents: Tensor, time: float) -> Tensor:
         """[H, W, 3] uint8 of latents [C, h, w] in steps, which may be fractions, at a time in frames."""
         times = torch.tensor([time], dtype=torch.float64)
-        picture = self.network.pictures(self._weights, latents[None].float() * self._step, times)
-        return picture[0].permute(1, 2, 0).mul(255).round_().clamp_(0, 255).to(torch.uint8).contiguous()
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._half):
+            picture = self.network.pictures(self._weights, latents[None].float() * self._step, times)
+        return picture[0].float().permute(1, 2, 0).mul(255).round_().clamp_(0, 255).to(torch.uint8).contiguous()

@@ -22,6 +22,7 @@ from .protocol import Goal
 
 _LOOKS = 10  # at bytes and PSNR, in the stages that have them
 _LEAST_LOOKS, _LOOKING = 3, 0.1  # where time is given as well: at least so many, or in so much of it
+GLANCE = 24  # frames whose PSNR is asked for on the way; at the end of a stage it is that of all
 _EPOCHS = 150  # where no time is given
 _LEAST_STEPS, _MOST_STEPS = 1500, 20_000
 _TIMED = 6  # steps, of which the fastest counts: other work on the machine only adds
@@ -90,7 +91,7 @@ def timed(
     """The plan with as many steps as fit into so many seconds since `began`."""
     trainer = Trainer(network, frames, counted, replace(plan, steps=stages(0, shares)), base=base)
     each, look = _pace(trainer, 0.01 * seconds)
-    left = 0.97 * seconds - (time.monotonic() - began) - 3 * look
+    left = 0.97 * seconds - (time.monotonic() - began) - 3 * look * max(1, len(frames) / GLANCE)
     count = 0
     if plan.bytes is not None or plan.psnr is not None:
         count = max(_LEAST_LOOKS, min(_LOOKS, int(_LOOKING * left / max(look, 1e-6))))
@@ -117,7 +118,7 @@ def _pace(trainer: Trainer, most: float) -> tuple[list[float], float]:
         while len(tries) < 2 or (len(tries) < _TIMED and time.monotonic() < end):
             tries.append(_seconds(trainer.step))
         each.append(min(tries))
-    return each, _seconds(lambda: trainer.psnr(trainer.written()))
+    return each, _seconds(lambda: trainer.psnr(trainer.written(), GLANCE))
 
 
 def _seconds(work) -> float:

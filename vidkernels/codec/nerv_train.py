@@ -22,6 +22,7 @@ from .clip import decibels
 from .nerv_bits import PARTS, Quantised, encode_latents, latent_code
 from .nerv_integer import MOST, Ranges, integers, ranges, simulated
 from .nerv_model import Network, Numbers
+from .pictures import spread
 
 STAGES = ("float", "noise", "round", "polish")
 _RATES = {"weights": 1.0, "encoder": 1.0, "latents": 3.0, "steps": 2.0}  # times the plan's rate
@@ -147,8 +148,7 @@ class Trainer:
         generator = torch.Generator().manual_seed((self.seed << 32) + self.at)
         index = self._batch()
         weights, latents, bits = self._numbers(index, generator)
-        # Half the bits cost nothing measurable, until only the latents are left to be refined.
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.mode != "polish"):
+        with torch.autocast("cpu", torch.bfloat16):  # half the bits cost nothing measurable
             if self.ranges is None:
                 pictures = self.network.pictures(weights, latents, index)
             else:
@@ -339,13 +339,13 @@ class Trainer:
         seen = torch.from_numpy(latents.floats())[:: -(-len(self.frames) // _SEEN)]
         return ranges(self.network.layers, weights, seen, int(np.abs(latents.values).max()))
 
-    def psnr(self, written: Written) -> list[float]:
-        """Of each frame as it will be drawn, over the pixels that count."""
+    def psnr(self, written: Written, most: int | None = None) -> list[float]:
+        """Of each frame as it will be drawn, over the pixels that count; of `most` frames, evenly spread, if given."""
         drawer, found = written.numbers.drawer(self.network), []
-        for t, frame in enumerate(self.frames):
-            off = (drawer.draw(torch.from_numpy(written.latents[t]), t).float() - frame.float()).square().mean(
-                -1
-            ) / 255**2
+        count = len(self.frames)
+        for t in range(count) if most is None else spread(most, count):
+            drawn = drawer.draw(torch.from_numpy(written.latents[t]), t)
+            off = (drawn.float() - self.frames[t].float()).square().mean(-1) / 255**2
             if self.counted is None:
                 found.append(decibels(float(off.mean(dtype=torch.float64))))
                 continue

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vidkernels import _check
 from vidkernels.functional.nerv.upsample_conv import upsample_conv
 
+from .flow_tail import blended, key_cells
 from .latent_nerv import LatentDecoder, latent_strides, latent_widths
-from .warp import warped
 
 __all__ = ["FlowDecoder", "FlowNeRV", "neighbours"]
 
@@ -37,7 +36,8 @@ class FlowDecoder(nn.Module):
     Args:
         latent, channels, strides, generator: as of LatentDecoder; the last stride is the head's.
     Shape:
-        latents [B, C, h, w], before and after [B, 3, H, W] in 0..1 -> [B, 3, H, W], about 0..1, with H <= h * S.
+        latents [B, C, h, w], before and after [B, 3, H, W] (or B pictures) in 0..1 -> [B, 3, H, W], about 0..1, with
+        H <= h * S.
     Source: flow-guided aggregation of neighbours: Lee et al. 2022, arXiv 2212.12294, section 3.3; differs: of two coded
         key frames instead of decoded neighbours.
     Example:
@@ -66,22 +66,18 @@ class FlowDecoder(nn.Module):
                 conv.weight.uniform_(-reach, reach, generator=generator)
                 conv.bias.zero_()
 
-    def forward(self, latents: Tensor, before: Tensor, after: Tensor) -> Tensor:
-        height, width = before.shape[-2:]
+    def forward(self, latents: Tensor, before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
         x = latents.contiguous(memory_format=torch.channels_last)
         for block in self.blocks:
             x = block(x)
-        s = self.head_scale
-        flow = upsample_conv(x, self.flow.weight, self.flow.bias, 1, "none").float()
-        flow = F.interpolate(flow, scale_factor=s, mode="bilinear", align_corners=False)[:, :, :height, :width]
-        with torch.autocast(x.device.type, enabled=False):
-            seen = [warped(key.float(), part) for key, part in ((before, flow[:, :2]), (after, flow[:, 2:]))]
-        full = torch.cat(seen, 1) - 0.5
-        full = F.pad(full, (0, s * x.shape[3] - width, 0, s * x.shape[2] - height))
-        x = torch.cat([x, F.pixel_unshuffle(full, s).to(x.dtype)], 1).contiguous(memory_format=torch.channels_last)
-        out = upsample_conv(x, self.head.weight, self.head.bias, s, "none").float()[:, :, :height, :width]
-        share = torch.softmax(out[:, 3:], 1)
-        return share[:, :1] * (out[:, :3] + 0.5) + share[:, 1:2] * seen[0] + share[:, 2:] * seen[1]
+        s, width = self.head_scale, x.shape[1]
+        flow = upsample_conv(x, self.flow.weight, self.flow.bias, 1, "none")
+        cells = key_cells(flow, before, after, s, x.dtype)
+        # A sum of two convolutions: features and cells need not be copied behind each other.
+        weight = self.head.weight
+        out = upsample_conv(x, weight[:, :width], self.head.bias, 1, "none")
+        out = out + upsample_conv(cells, weight[:, width:], None, 1, "none")
+        return blended(out, cells, s, before[0].shape[-2:])
 
 
 class FlowNeRV(nn.Module):
