@@ -28,8 +28,8 @@ _PRICE = 0.11  # squared error, in squared steps, that a bit is worth
 _ROUND = 0.36  # added to a magnitude before what is behind the point is dropped
 
 # What tells about a coefficient's magnitude, in 64ths, for luma and chroma: the two beside it towards lower
-# frequencies, the one between them, the two behind; its block so far, the blocks around, and for chroma the luma there. By least
-# squares on two sizes of one clip, rounded.
+# frequencies, the one between them, the two behind; its block so far, the blocks around, and for chroma the luma
+# there. By least squares on two sizes of one clip, rounded.
 _WEIGHTS = np.array([[6, 4, 1, 2, 28, 0], [5, 1, 0, 3, 8, 8]], np.int32)
 _BOUNDS = np.array([1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 256, 512], np.int32)  # of levels of it
 _LEVELS = len(_BOUNDS) + 1
