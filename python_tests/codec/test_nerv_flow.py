@@ -2,6 +2,8 @@
 
 import json
 import os
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -104,6 +106,25 @@ def test_one_frame_and_interruption(source, tmp_path, monkeypatch):
     assert (tmp_path / "o.vkv").read_bytes() == (tmp_path / "whole.vkv").read_bytes()
     with open_vkv(tmp_path / "o.vkv") as video:
         assert video[0].shape == (47, 33, 3)
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_key_frames_by_our_own_coder(source, tmp_path):
+    path, _ = source(frames=3)
+    run(nerv_flow.fit(Source(path), tmp_path / "o.vkv", Goal(psnr=20.0), gop=None, keys="transform"))
+    with open_vkv(tmp_path / "o.vkv") as video:
+        assert video.reader.header.config["coder"] == "transform"
+        assert video.verify().mismatches == ()
+        reader = video.reader
+        header = replace(reader.header, config={**reader.header.config, "coder": "later"})
+        with ContainerWriter(tmp_path / "x.vkv", header) as writer:
+            writer.add_chunk("NETW", bytes(reader.chunk("NETW")))
+            writer.add_gop(0, reader.pts(0), {0: bytes(reader.read(0))}, reader.hashes(0))
+    with pytest.raises(ValueError, match="coder"):
+        open_vkv(tmp_path / "x.vkv")
+    for model, keys in ((nerv_flow.fit, "jpeg"), (partial(nerv.fit, "latent"), "av1")):
+        with pytest.raises(ValueError, match="keys"):
+            run(model(Source(path), tmp_path / "y.vkv", Goal(psnr=20.0), gop=None, keys=keys))
 
 
 @pytest.mark.usefixtures("few_steps")

@@ -35,6 +35,7 @@ def _unit(parse: Callable[[str], Any], name: str) -> dict[str, Any]:
     return {"parser": parser, "metavar": name}
 
 
+_CODERS = {"transform": "our own coder"}  # of key frames; others: AV1
 _OUT = "the .vkv file to write"
 Start = Annotated[Any, typer.Option(help="leave out what is before this time", **_unit(units.position, "TIME"))]
 End = Annotated[Any, typer.Option(help="leave out what is from this time on", **_unit(units.position, "TIME"))]
@@ -66,6 +67,7 @@ def fit(
     mask: Annotated[Path | None, typer.Option(help="a picture or video: what is white there need not be kept")] = None,
     floats: Annotated[bool, typer.Option("--float", help="draw with floats, not bit for bit everywhere")] = False,
     planes: Annotated[int, typer.Option(min=1, max=4, help="code weights in so many parts, coarse ones first")] = 1,
+    keys: Annotated[str | None, typer.Option(help="coder of flow's key frames: av1 (usual), transform")] = None,
     sheet: Sheet = True,
 ) -> None:
     """Fit a model to a video and write it as a .vkv file. Without --budget, --size or --psnr: 60 seconds.
@@ -85,9 +87,12 @@ def fit(
             ({} if mask is None else {"mask": mask})
             | ({"exact": False} if floats else {})
             | ({} if planes == 1 else {"planes": planes})
+            | ({} if keys is None else {"keys": keys})
         )
         if special and model == "gaussian":
-            raise ValueError("the Gaussian model has no mask, planes or float profile; a network does: --model latent")
+            raise ValueError(
+                "the Gaussian model has no mask, planes, keys or float profile; networks have: --model latent"
+            )
         _run(protocol.model(model).fit(cut, out, goal, gop=gop, **special), out, sheet)
 
 
@@ -227,7 +232,7 @@ def describe(path: Path, as_json: bool) -> None:
             "file": str(path),
             "bytes": file.end,
             "audio bytes": file.audio_bytes,
-            "key frame bytes (AV1)": len(file.chunk("KEYS") or b""),
+            f"key frame bytes ({_CODERS.get(header.config.get('coder'), 'AV1')})": len(file.chunk("KEYS") or b""),
             "model": header.model,
             "width": width,
             "height": height,

@@ -55,23 +55,13 @@ def encode_symbols(
         fail("encode_symbols", "expected `bits` from 12 to 14.", bits=bits)
     values = values.astype(np.int64)
     count = int(table_of.max()) + 1 if table_of is not None and len(values) else 1
-    tables = [fit(*histogram, bits) for histogram in _histograms(values, table_of, count)]
+    tables = [fit(*histogram, bits) for histogram in histograms(values, table_of, count)]
     head = BitWriter()
     for table in tables:
         table.write(head)
     freqs = np.stack([table.freqs(bits) for table in tables])
 
-    low, n, shift = _columns(tables)
-    raw = raw_widths = np.zeros(0, np.int64)
-    if shift.any():
-        raw_widths = np.broadcast_to(_of(shift, table_of), len(values))
-        raw, values = values & (np.int64(1) << raw_widths) - 1, values >> raw_widths
-    tokens = values - _of(low, table_of)
-    outside = np.flatnonzero(tokens.view(np.uint64) >= _of(n.astype(np.uint64), table_of))  # below the range wraps
-    rows = 0 if table_of is None else table_of[outside]
-    extra, beyond, widths = escape_of(values[outside], low[rows], n[rows])
-    tokens[outside] = n[rows] + extra
-    tokens = tokens.astype(np.uint8)
+    tokens, values, widths = tokenised(values, table_of, tables)
     expected = _expected_bits(tokens, table_of, freqs, bits)
     lanes = _WIDE if expected >= _WIDE_FROM else 1
     states, words = rans_encode(tokens, table_of, freqs, bits, lanes, backend)
@@ -80,7 +70,7 @@ def encode_symbols(
     packed = head.to_bytes()
     start = bytes([(bits - 12) | (0, 1, _WIDE).index(lanes) << 2, count - 1])
     lengths = pack_varint(len(packed)) + pack_varint(len(words) // 2)
-    fields = pack_fields(np.concatenate([raw, beyond]), np.concatenate([raw_widths, widths]))
+    fields = pack_fields(values, widths)
     return b"".join([start, lengths, packed, states.astype("<i4").tobytes(), words, fields])
 
 
@@ -128,21 +118,53 @@ def _decode(data: memoryview, count: int, table_of: np.ndarray | None, backend: 
     at += 4 * lanes
     tokens = rans_decode(states, data[at : at + 2 * words], table_of, freqs, bits, count, backend)
     at += 2 * words
+    return valued(tokens, table_of, tables, data[at:], raw_widths(tokens, table_of, tables))
+
+
+def tokenised(
+    values: np.ndarray, table_of: np.ndarray | None, tables: list[Table]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(tokens uint8, raw numbers, how many bits of each are kept) of int64 values."""
     low, n, shift = _columns(tables)
+    raw = widths = np.zeros(0, np.int64)
+    if shift.any():
+        widths = np.broadcast_to(_of(shift, table_of), len(values))
+        raw, values = values & (np.int64(1) << widths) - 1, values >> widths
+    tokens = values - _of(low, table_of)
+    outside = np.flatnonzero(tokens.view(np.uint64) >= _of(n.astype(np.uint64), table_of))  # below the range wraps
+    rows = 0 if table_of is None else table_of[outside]
+    extra, beyond, more = escape_of(values[outside], low[rows], n[rows])
+    tokens[outside] = n[rows] + extra
+    return tokens.astype(np.uint8), np.concatenate([raw, beyond]), np.concatenate([widths, more])
+
+
+def raw_widths(tokens: np.ndarray, table_of: np.ndarray | None, tables: list[Table]) -> np.ndarray:
+    """Bits of each raw number that belongs to decoded tokens."""
+    _, n, shift = _columns(tables)
+    outside = np.flatnonzero(tokens >= _of(n.astype(np.uint8), table_of))
+    kind = tokens[outside].astype(np.int64) - n[0 if table_of is None else table_of[outside]]
+    cut = np.broadcast_to(_of(shift, table_of), len(tokens)) if shift.any() else np.zeros(0, np.int64)
+    return np.concatenate([cut, kind >> 1])
+
+
+def valued(
+    tokens: np.ndarray, table_of: np.ndarray | None, tables: list[Table], raw: bytes | memoryview, widths: np.ndarray
+) -> np.ndarray:
+    """[count] int32 of decoded tokens and the bytes of their raw numbers."""
+    low, n, _ = _columns(tables)
     values = tokens.astype(np.int32)  # 32 bits all the way: what an escape makes wrap here is replaced below
     values += _of(low.astype(np.int32), table_of)
     outside = np.flatnonzero(tokens >= _of(n.astype(np.uint8), table_of))
     rows = 0 if table_of is None else table_of[outside]
     kind = tokens[outside].astype(np.int64) - n[rows]
-    raw_widths = np.broadcast_to(_of(shift, table_of), count) if shift.any() else np.zeros(0, np.int64)
-    fields = unpack_fields(data[at:], np.concatenate([raw_widths, kind >> 1])).astype(np.int64)
-    cut = len(raw_widths)
+    fields = unpack_fields(raw, widths).astype(np.int64)
+    cut = len(widths) - len(outside)
     excess = (np.int64(1) << (kind >> 1)) - 1 + fields[cut:]
     exact = np.where(kind & 1, low[rows] - 1 - excess, low[rows] + n[rows] + excess)
     _fits(exact)
     values[outside] = exact
     if cut:
-        exact = (values.astype(np.int64) << raw_widths) + fields[:cut]
+        exact = (values.astype(np.int64) << widths[:cut]) + fields[:cut]
         _fits(exact)
         values = exact.astype(np.int32)
     return values
@@ -163,7 +185,7 @@ def _of(column: np.ndarray, table_of: np.ndarray | None):
     return column[0] if table_of is None else column[table_of]
 
 
-def _histograms(values: np.ndarray, table_of: np.ndarray | None, count: int):
+def histograms(values: np.ndarray, table_of: np.ndarray | None, count: int):
     """(different values, their counts) of each table."""
     first, last = (int(values.min()), int(values.max())) if len(values) else (0, 0)
     width = last - first + 1

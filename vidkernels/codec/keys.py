@@ -1,6 +1,6 @@
-"""Key frames by a classical coder: a few pictures of a clip as one short AV1 stream.
+"""Key frames: a few pictures of a clip, by AV1 ("av1") or by our own coder ("transform", keys_transform.py).
 
-bytes   height, width (u16 each), then for the stream's setup and each packet its length and its bytes
+bytes of "av1"   height, width (u16 each), then for the stream's setup and each packet its length and its bytes
 """
 
 from __future__ import annotations
@@ -17,16 +17,27 @@ from ..data._container import import_av
 from ._yuv import Converter, Layout
 from .bits import pack_varint, unpack_varint
 from .classical import _quiet_svt
+from .keys_transform import decode_transform, encode_transform
 
 _HEAD = struct.Struct("<HH")
 _LAYOUT = Layout()
 _LEAST_SIDE = 64  # of the encoder
-_CRFS = (1, 63)
+_QUALITIES = (1, 63)
 _PRESET = "4"
 
 
-def encode_keys(frames: torch.Tensor, crf: int) -> bytes:
-    """[K, H, W, 3] uint8 as AV1 at constant quality; the first is intra coded, the others may refer to it."""
+def encode_keys(frames: torch.Tensor, quality: int, coder: str = "av1") -> bytes:
+    """[K, H, W, 3] uint8 by a coder of CODERS; quality 1 to 63, the larger the fewer bytes."""
+    return CODERS[coder][0](frames, quality)
+
+
+def decode_keys(data: bytes | memoryview, size: tuple[int, int], count: int, coder: str = "av1") -> torch.Tensor:
+    """[K, H, W, 3] uint8. Raises ValueError where the bytes are not so many key frames of this size."""
+    return CODERS[coder][1](data, size, count)
+
+
+def _encode_av1(frames: torch.Tensor, crf: int) -> bytes:
+    """At constant quality; the first is intra coded, the others may refer to it."""
     av = import_av()
     converter, (height, width) = Converter(_LAYOUT), frames.shape[1:3]
     packets = []
@@ -44,13 +55,12 @@ def encode_keys(frames: torch.Tensor, crf: int) -> bytes:
                 packets += context.encode(picture)
             packets += context.encode(None)
     except (ValueError, av.error.FFmpegError) as error:
-        _check.fail("encode_keys", f"FFmpeg refused: {error}.", crf=crf, frames=frames)
+        _check.fail("encode_keys", f"FFmpeg refused: {error}.", quality=crf, frames=frames)
     parts = [bytes(context.extradata or b""), *map(bytes, packets)]
     return _HEAD.pack(height, width) + b"".join(pack_varint(len(p)) + p for p in parts)
 
 
-def decode_keys(data: bytes | memoryview, size: tuple[int, int], count: int) -> torch.Tensor:
-    """[K, H, W, 3] uint8. Raises ValueError where the bytes are not so many key frames of this size."""
+def _decode_av1(data: bytes | memoryview, size: tuple[int, int], count: int) -> torch.Tensor:
     av = import_av()
     if len(data) < _HEAD.size or _HEAD.unpack_from(data) != tuple(size):
         raise ValueError("the key frames are of another size")
@@ -78,13 +88,13 @@ def decode_keys(data: bytes | memoryview, size: tuple[int, int], count: int) -> 
     return torch.from_numpy(np.stack(pictures)[:, : size[0], : size[1]].copy())
 
 
-def chosen_quality(frames: torch.Tensor, good: Callable[[bytes], bool]) -> bytes:
+def chosen_quality(frames: torch.Tensor, good: Callable[[bytes], bool], coder: str = "av1") -> bytes:
     """The coded key frames of the best quality that is still `good`; those of the least if none is."""
-    low, high = _CRFS
-    best = encode_keys(frames, high)
+    low, high = _QUALITIES
+    best = encode_keys(frames, high, coder)
     while low < high:
         middle = (low + high) // 2
-        coded = encode_keys(frames, middle)
+        coded = encode_keys(frames, middle, coder)
         if good(coded):
             best, high = coded, middle
         else:
@@ -100,3 +110,6 @@ def _covers(picture, size: tuple[int, int]) -> bool:
     if picture.height < size[0] or picture.width < size[1] or max(picture.height, picture.width) > 1 << 16:
         raise ValueError("a key frame is of another size")
     return True
+
+
+CODERS = {"av1": (_encode_av1, _decode_av1), "transform": (encode_transform, decode_transform)}

@@ -19,6 +19,7 @@ import torch
 from .. import _check
 from .clip import Clip, color_of, fingerprint, timestamps, whole_audio
 from .container import ContainerWriter, Header, frame_hash
+from .keys import CODERS
 from .nerv_bits import Quantised
 from .nerv_families import NETWORKS
 from .nerv_integer import Ranges
@@ -48,6 +49,7 @@ def fit(
     mask: Path | None = None,
     exact: bool = True,
     planes: int = 1,
+    keys: str | None = None,
 ) -> Generator[Progress, None, Source]:
     """Fit `source` with a network and write `out`; see protocol.py.
 
@@ -55,16 +57,20 @@ def fit(
               exact: the file is drawn from integers, to the same bits everywhere; False: from floats.
               planes: in so many the weights are coded, coarse ones first, so that the beginning of a file shows
               something; 1 to 4.
+              keys: the coder of the key frames (keys.py), of the model "flow" alone; None: "av1".
     """
     began = time.monotonic()
     safetensors_for("fit")  # asked now, not when the first state is saved
     if not 1 <= planes <= MOST_PLANES:
         _check.fail("fit", f"expected 1 to {MOST_PLANES} planes.", planes=planes)
+    if keys is not None and (model != "flow" or keys not in CODERS):
+        _check.fail("fit", f"expected `keys` to be one of {', '.join(CODERS)}, and the model flow.",
+                    keys=keys, model=model)  # fmt: skip
     path = Path(os.path.abspath(source.path))
     clip = Clip(Source(path, source.start, source.end, source.size))
     mask = None if mask is None else Path(os.path.abspath(mask))
     frames, counted = pictures(clip, mask)
-    plan, side = make_plan(model, clip, frames, counted, goal, min(gop or _GOP, len(clip)), exact, planes, began)
+    plan, side = make_plan(model, clip, frames, counted, goal, min(gop or _GOP, len(clip)), exact, planes, keys, began)
     return (yield from Run(model, clip, Path(out), plan, side, frames, counted, began, mask=mask).work())
 
 

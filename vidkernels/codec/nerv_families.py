@@ -13,7 +13,7 @@ from .. import _check
 from ..metrics import frame_psnr
 from ..models.nerv.flow_nerv import FlowDecoder, neighbours
 from ..models.nerv.latent_nerv import LatentDecoder, latent_strides, latent_widths
-from .keys import chosen_quality, decode_keys, encode_keys
+from .keys import CODERS, chosen_quality, decode_keys, encode_keys
 from .nerv_family import Family, checked
 from .nerv_model import Network
 from .nerv_published import HnervFamily, NervFamily
@@ -23,7 +23,7 @@ _KEY_DISTANCE = 44  # frames, at most
 _MOST_KEYS = 1 << 12
 _KEY_SHARE = 0.4  # of the bytes
 _KEY_LEAD = 1.5  # decibels that key frames are better than the goal
-_KEY_CRF = 40  # where neither bytes nor decibels are asked for
+_KEY_QUALITY = 40  # where neither bytes nor decibels are asked for
 
 
 class LatentFamily(Family):
@@ -70,7 +70,7 @@ class _FlowNetwork(Network):
 
 
 class FlowFamily(LatentFamily):
-    """models/nerv/flow_nerv.py, with key frames by AV1 (keys.py)"""
+    """models/nerv/flow_nerv.py, with key frames by one of the coders of keys.py"""
 
     exact = False
     rest = 1 - _KEY_SHARE
@@ -87,27 +87,35 @@ class FlowFamily(LatentFamily):
         rising = type(keys) is list and 1 <= len(keys) <= _MOST_KEYS and all(type(k) is int for k in keys)
         if not rising or keys[0] < 0 or any(b <= a for a, b in itertools.pairwise(keys)) or keys[-1] >= 1 << 31:
             raise ValueError("`keys` of the header's config is no list of rising frame numbers")
-        pictures = decode_keys(side, size, len(keys))
+        pictures = decode_keys(side, size, len(keys), _coder(config))
         with torch.device("cpu" if generator is not None else "meta"):
             module = FlowDecoder(config["latent"], config["channels"], strides, generator=generator)
         return _FlowNetwork(module, config, size, pictures)
 
     def side(self, config, frames, goal, room):
-        chosen = frames[config["keys"]]
+        chosen, coder = frames[config["keys"]], _coder(config)
         if goal.only_time:
-            return encode_keys(chosen, _KEY_CRF)
+            return encode_keys(chosen, _KEY_QUALITY, coder)
         if room is not None:
-            coded = chosen_quality(chosen, lambda data: len(data) <= _KEY_SHARE * room)
+            coded = chosen_quality(chosen, lambda data: len(data) <= _KEY_SHARE * room, coder)
             if len(coded) > _KEY_SHARE * room:
                 _check.fail("fit", f"the key frames alone need {len(coded)} bytes.", "allow more bytes.", room=room)
             return coded
-        return chosen_quality(chosen, _worse_than(chosen, goal.psnr + _KEY_LEAD))
+        return chosen_quality(chosen, _worse_than(chosen, goal.psnr + _KEY_LEAD, coder), coder)
 
 
-def _worse_than(chosen: Tensor, psnr: float) -> Callable[[bytes], bool]:
+def _coder(config: dict) -> str:
+    """Of the key frames; files that do not say have AV1's."""
+    coder = config.get("coder", "av1")
+    if coder not in CODERS:
+        raise ValueError("`coder` of the header's config names none that this version knows")
+    return coder
+
+
+def _worse_than(chosen: Tensor, psnr: float, coder: str) -> Callable[[bytes], bool]:
     """Whether coded key frames are no better than they have to be."""
     size, count = tuple(chosen.shape[1:3]), len(chosen)
-    return lambda data: float(frame_psnr(decode_keys(data, size, count), chosen).mean()) <= psnr
+    return lambda data: float(frame_psnr(decode_keys(data, size, count, coder), chosen).mean()) <= psnr
 
 
 NETWORKS: dict[str, Family] = {

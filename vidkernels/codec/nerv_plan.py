@@ -39,6 +39,7 @@ def make_plan(
     gop: int,
     exact: bool,
     planes: int,
+    keys: str | None,
     began: float,
 ) -> tuple[Plan, bytes]:
     """The plan, and what the file holds beside the network."""
@@ -58,7 +59,7 @@ def make_plan(
         weights = 8 * family.in_weights * family.rest * room / _WEIGHT_BITS
     else:
         weights = 300_000 * 10 ** ((goal.psnr - 30) / 8) * math.sqrt(pixels / _USUAL)  # the price does the rest
-    config = family.config(clip.size, min(weights, most), len(clip))
+    config = family.config(clip.size, min(weights, most), len(clip)) | ({} if keys is None else {"coder": keys})
     plan = Plan(config, stages(steps, family.shares), gop, exact, check=looks(steps), bytes=goal.bytes, psnr=goal.psnr,
                 planes=planes)  # fmt: skip
     side = family.side(config, frames, goal, room)

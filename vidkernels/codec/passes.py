@@ -1,0 +1,87 @@
+"""Entropy coding in passes: what codes a later pass's symbols may depend on all symbols of the earlier ones.
+
+    data = encode_passes([(symbols, contexts), ...])
+    reader = PassReader(data)
+    first = reader.take(len(first), contexts)           # then the contexts of the next pass can be worked out
+
+All passes share the tables, one for each context. See entropy.py for the coder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .bits import BitReader, BitWriter, pack_fields, pack_varint, unpack_varint
+from .entropy import histograms, raw_widths, tokenised, valued
+from .fit import fit
+from .rans import LOW, rans_decode, rans_encode
+from .tables import Table
+
+_BITS = 14
+_WIDE = 32  # lanes of a long pass; a short one has one, whose state costs 4 bytes instead of 128
+_WIDE_FROM = 1 << 15  # symbols
+
+
+def encode_passes(passes: Sequence[tuple[np.ndarray, np.ndarray]]) -> bytes:
+    """Code [(symbols [count] int32, contexts [count] uint8)]; the contexts are what the decoder can tell by then."""
+    values = np.concatenate([s for s, _ in passes]).astype(np.int64)
+    contexts = np.concatenate([c for _, c in passes])
+    count = int(contexts.max()) + 1 if len(contexts) else 1
+    tables = [fit(*histogram, _BITS) for histogram in histograms(values, contexts, count)]
+    head = BitWriter()
+    for table in tables:
+        table.write(head)
+    packed, freqs = head.to_bytes(), np.stack([table.freqs(_BITS) for table in tables])
+    out = [bytes([count - 1]), pack_varint(len(packed)), packed]
+    for symbols, of in passes:
+        tokens, raw, widths = tokenised(symbols.astype(np.int64), of, tables)
+        lanes = _WIDE if len(symbols) >= _WIDE_FROM else 1
+        states, words = rans_encode(tokens, of, freqs, _BITS, lanes)
+        certain = not words and bool((states == LOW).all())
+        out.append(pack_varint(0 if certain else len(words) // 2 + 1))
+        if not certain:
+            out += [states.astype("<i4").tobytes(), words]
+        out.append(pack_fields(raw, widths))
+    return b"".join(out)
+
+
+class PassReader:
+    """Passes in the order they were coded. Raises ValueError where the bytes are damaged."""
+
+    def __init__(self, data: bytes | memoryview):
+        self._data = memoryview(data).cast("B")
+        if not len(self._data):
+            raise ValueError("there are no tables")
+        size, at = unpack_varint(self._data, 1)
+        if size > len(self._data) - at:
+            raise ValueError("the tables are cut short")
+        reader = BitReader(self._data[at : at + size])
+        self._tables = [Table.read(reader) for _ in range(self._data[0] + 1)]
+        if not reader.finished():
+            raise ValueError("something lies behind the tables")
+        self._freqs = np.stack([table.freqs(_BITS) for table in self._tables])
+        self._at = at + size
+
+    def take(self, count: int, contexts: np.ndarray) -> np.ndarray:
+        """[count] int32 of the next pass."""
+        if count and int(contexts.max()) >= len(self._tables):
+            raise ValueError("a context has no table")
+        words, at = unpack_varint(self._data, self._at)
+        lanes = _WIDE if count >= _WIDE_FROM else 1
+        states = np.full(lanes, LOW, np.int32)
+        if words:
+            if 4 * lanes + 2 * (words - 1) > len(self._data) - at:
+                raise ValueError("a pass is cut short")
+            states = np.frombuffer(self._data, "<i4", lanes, at)
+            at += 4 * lanes
+        end = at + 2 * max(0, words - 1)
+        tokens = rans_decode(states, self._data[at:end], contexts, self._freqs, _BITS, count)
+        widths = raw_widths(tokens, contexts, self._tables)
+        at = end + (int(widths.sum()) + 7) // 8
+        self._at = at
+        return valued(tokens, contexts, self._tables, self._data[end:at], widths)
+
+    def finished(self) -> bool:
+        return self._at == len(self._data)
