@@ -60,7 +60,9 @@ float largest(const float* x, int64_t n) {
   }
   float lane[16];
   store(lane, most);
-  return *std::max_element(lane, lane + 16);
+  for (int half = 8; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lane[i] = lane[i + half] > lane[i] ? lane[i + half] : lane[i];
+  return lane[0];
 }
 
 void read_row(const Plan& p, const void* base, int64_t offset, float* out) {
@@ -77,23 +79,25 @@ void read_row(const Plan& p, const void* base, int64_t offset, float* out) {
   if (p.a.metric != NearestMetric::cosine) return;
   const float most = largest(out, dim);
   // First by a power of two, so that no square overflows or vanishes.
-  int exponent = 0;
-  if (most > 0 && most < kInf) std::frexp(most, &exponent);
-  const float scale = std::ldexp(1.0f, -std::max(-126, std::min(126, exponent)));
+  uint32_t bits = 127u << 23;
+  if (most > 0 && most < kInf) {
+    std::memcpy(&bits, &most, sizeof most);
+    bits = (253 - std::min(bits >> 23, 252u)) << 23;
+  }
+  float scale;
+  std::memcpy(&scale, &bits, sizeof scale);
   for (int64_t d = 0; d < dim; ++d) out[d] *= scale;  // NaN and infinity pass this as they are
-  const float* same[4] = {out, out, out, out};
-  float square[4];
-  measure<false>(out, same, dim, square);
-  const float inverse = square[0] == 0 ? 0 : 1 / std::sqrt(square[0]);
+  const float square = measure_self(out, dim), inverse = square == 0 ? 0 : 1 / std::sqrt(square);
   for (int64_t d = 0; d < dim; ++d) out[d] *= inverse;
 }
 
 double sum16(const V16& v) {
   float lane[16];
+  double s[8];
   store(lane, v);
-  double s = 0;
-  for (float x : lane) s += x;
-  return s;
+  for (int i = 0; i < 8; ++i) s[i] = double(lane[i]) + double(lane[i + 8]);
+  for (int i = 0; i < 4; ++i) s[i] += s[i + 4];
+  return (s[0] + s[2]) + (s[1] + s[3]);
 }
 
 void take_mean(const Plan& p, const void* base, int64_t offset, Codes& codes) {

@@ -328,8 +328,34 @@ struct Block {
     for (int m = 0; m < count; ++m) insert(i, which[m], p.distance ? value[m] : -value[m]);
   }
 
+  /// The best of sixteen codes from `from` on for point i, where all are candidates and one is wanted: only it is
+  /// inserted. False where a value is no finite number, which takes more care.
+  bool measure_sixteen(int64_t i, int64_t from) {
+    alignas(64) float value[kLanes], least[kLanes];
+    for (int f = 0; f < kLanes; f += 4) {
+      const float* four[4];
+      for (int m = 0; m < 4; ++m) four[m] = codes.rows + (from + f + m) * codes.stride;
+      if (p.distance)
+        measure<true>(row_of[i], four, p.a.dim, value + f);
+      else
+        measure<false>(row_of[i], four, p.a.dim, value + f);
+    }
+    V16 all = load(value);
+    if (!(std::fabs(sum(all)) < kInf)) return false;
+    if (!p.distance) all = 0.0f - all;
+    store(value, all);
+    store(least, all);
+    for (int half = kLanes / 2; half > 0; half /= 2)
+      for (int m = 0; m < half; ++m) least[m] = least[m + half] < least[m] ? least[m + half] : least[m];
+    store(least, V16(least[0]));
+    insert(i, from + __builtin_ctz(not_above(value, least)), least[0]);
+    return true;
+  }
+
   /// Codes [from, to) for point i, less those that are no candidates of it.
   void measure_codes(int64_t i, int64_t from, int64_t to) {
+    if (to - from == kLanes && p.a.k == 1 && p.a.candidates == NearestCandidates::all && measure_sixteen(i, from))
+      return;
     int64_t which[4];
     int count = 0;
     for (int64_t j = from; j < to; ++j) {
@@ -474,7 +500,7 @@ void nearest(const Nearest& a) {
   if (p.keeps) p.stretch = kKeptStretch;
   if (p.keeps || (p.screens == Screens::amx && a.k == 1)) p.group = 16;
   if (p.screens != Screens::none) p.pairs = (a.dim + 31) / 32 * 16;
-  if (p.screens != Screens::amx || a.candidates == NearestCandidates::before) p.block = kBlock / 2;
+  if (p.screens == Screens::dot || a.candidates == NearestCandidates::before) p.block = kBlock / 2;
   p.units = (a.length + kUnit - 1) / kUnit;
 
   // Codes of as many items as fit are prepared, then used.

@@ -89,6 +89,19 @@ __attribute__((noinline)) void measure(const float* x, const float* const* codes
   sum4(sum, out);
 }
 
+/// <x, x>, the same number as `measure` has for it.
+inline float measure_self(const float* x, int64_t dim) {
+  V16 sum = 0.0f;
+  for (int64_t d = 0; d < dim; d += 16) {
+    const V16 a = load_some(x + d, dim - d < 16 ? dim - d : 16);
+    sum = madd(a, a, sum);
+  }
+  const V16 same[4] = {sum, sum, sum, sum};
+  float out[4];
+  sum4(same, out);
+  return out[0];
+}
+
 /// Lanes where !(a > limit), NaN included.
 VK_INLINE uint32_t not_above(const float* a, const float* limit) {
 #if defined(__AVX512F__)
