@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 
 
-def _complex(weight, mask):
-    return torch.view_as_complex(weight if mask is None else weight * mask)
+def _complex(x, mask=None):
+    """torch has no complex bfloat16, so 16-bit numbers are widened first."""
+    x = x if mask is None else x * mask
+    return torch.view_as_complex(x.float() if x.dtype in (torch.bfloat16, torch.float16) else x)
 
 
 def _place(out, kept, low):
@@ -20,23 +22,23 @@ def _place(out, kept, low):
 
 def _einsum(x, weight, mask, height, width):
     """Weights [I, O, R, C, 2]."""
-    x, w = torch.view_as_complex(x), _complex(weight, mask)
+    dtype, x, w = x.dtype, _complex(x), _complex(weight, mask)
     low, columns = (w.shape[2] + 1) // 2, w.shape[3]
     high = w.shape[2] - low
     out = x.new_zeros(x.shape[0], w.shape[1], height, width)
     out[:, :, :low, :columns] = torch.einsum("bixy,ioxy->boxy", x[:, :, :low, :columns], w[:, :, :low])
     if high:
         out[:, :, -high:, :columns] = torch.einsum("bixy,ioxy->boxy", x[:, :, -high:, :columns], w[:, :, low:])
-    return torch.view_as_real(out)
+    return torch.view_as_real(out).to(dtype)
 
 
 def _matmul(x, weight, mask, height, width):
     """Weights [R, C, I, O, 2]: one batched complex matrix product over all frequencies."""
-    x, w = torch.view_as_complex(x), _complex(weight, mask)
+    dtype, x, w = x.dtype, _complex(x), _complex(weight, mask)
     low, columns = (w.shape[0] + 1) // 2, w.shape[1]
     first = x.shape[2] - (w.shape[0] - low)
     kept = torch.cat([x[:, :, :low, :columns], x[:, :, first:, :columns]], 2).permute(2, 3, 0, 1) @ w
-    return _place(x.new_zeros(x.shape[0], w.shape[3], height, width), kept.permute(2, 3, 0, 1), low)
+    return _place(x.new_zeros(x.shape[0], w.shape[3], height, width), kept.permute(2, 3, 0, 1), low).to(dtype)
 
 
 def _published(weight, mask):
@@ -62,8 +64,14 @@ def _gradients(forward, grad, x, weight, mask):
 
 
 def usual_backward(grad, x, weight, mask):
-    """Of the same einsums, by autograd."""
-    return _gradients(_einsum, grad, x, *_published(weight, mask))
+    """Of the same einsums, by autograd; the weights' gradient is shown in our order, which copies nothing."""
+    gradients = _gradients(_einsum, grad, x, *_published(weight, mask))
+
+    def run():
+        of_x, of_weight = gradients()
+        return of_x, of_weight.permute(2, 3, 0, 1, 4)
+
+    return run
 
 
 def careful_backward(grad, x, weight, mask):
