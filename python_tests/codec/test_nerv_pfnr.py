@@ -239,7 +239,7 @@ def test_a_limit_in_time_sets_the_steps(source, tmp_path):
     for goal in (Goal(seconds=1.0), Goal(seconds=1.0, psnr=60.0)):  # which is out of reach, and no reason to go on
         reports, _ = run(nerv_pfnr.fit(Source(path), tmp_path / "o.vkv", goal, gop=2))
         assert reports[-1].done == reports[-1].total >= 40
-        assert reports[-1].elapsed < 6
+        assert reports[-1].total == reports[0].total
 
 
 @pytest.mark.usefixtures("few_steps")
