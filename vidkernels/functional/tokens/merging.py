@@ -97,23 +97,18 @@ def bipartite_soft_matching(
     metric = metric[:, protect:]
     if pairing == "alternate":
         first = protect % 2
-        similarity, target = _best_of_all(metric, slice(first, None, 2), slice(1 - first, None, 2), backend)
-        is_source = torch.arange(protect, length, device=metric.device) % 2 == 0
+        source = _join_best(metric, slice(first, None, 2), slice(1 - first, None, 2), r, threshold, backend)
     elif pairing == "cell":
         is_source = _all_but_one(grid, cell, generator, metric.device)
         order = is_source.int().argsort(stable=True)  # destinations, then sources; how many is known beforehand
         cells = grid[0] * (grid[1] // cell[0]) * (grid[2] // cell[1])
-        similarity, target = _best_of_all(metric, order[cells:], order[:cells], backend)
+        source = _join_best(metric, order[cells:], order[:cells], r, threshold, backend)
     else:
-        similarity, target, is_source = _best_neighbour(_unit(metric), grid, pairing)
-    merging = _top(similarity, r)
-    if threshold is not None:
-        merging &= similarity >= threshold
-    stays = (is_source & ~merging).int().cumsum(1, dtype=torch.int32)
-    place = stays[:, -1:] + (~is_source).int().cumsum(0, dtype=torch.int32)
-    place = torch.where(is_source, torch.where(merging, place.gather(1, target), stays), place) + (protect - 1)
-    front = torch.arange(protect, dtype=torch.int32, device=metric.device).expand(batch, protect)
-    return MergePlan(torch.cat([front, place], 1), length if threshold is not None else length - r)
+        source = _join_neighbours(_unit(metric), grid, pairing, r, threshold)
+    if protect:
+        front = torch.arange(protect, dtype=torch.int32, device=metric.device).expand(batch, protect)
+        source = torch.cat([front, source + protect], 1)
+    return MergePlan(source, length if threshold is not None else length - r)
 
 
 def merge_tokens(
@@ -180,7 +175,9 @@ def unmerge_tokens(x: torch.Tensor, plan: MergePlan, *, backend: str | None = No
 
 
 def _refuse_endless(name: str, metric: torch.Tensor) -> None:
-    if not metric.sum(2).isfinite().all():  # one quick pass; a sum may also overflow by itself
+    # One quick pass; a sum may also overflow by itself.
+    wide = torch.float64 if metric.dtype is torch.float64 else torch.float32
+    if not math.isfinite(metric.sum(dtype=wide).item()):
         rows = (~metric.isfinite()).any(2).nonzero().tolist()
         if rows:
             shown = ", ".join(f"({b}, {n})" for b, n in rows[:5]) + (", ..." if len(rows) > 5 else "")
@@ -223,22 +220,42 @@ def _unit(metric: torch.Tensor) -> torch.Tensor:
     return (wide / root).div_(root).nan_to_num_(0, 0, 0)
 
 
-def _best_of_all(
-    metric: torch.Tensor, sources: slice | torch.Tensor, destinations: slice | torch.Tensor, backend: str | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """For every token its best destination among all and how similar it is; -inf where it is no source."""
+def _join_best(
+    metric: torch.Tensor,
+    sources: slice | torch.Tensor,
+    destinations: slice | torch.Tensor,
+    r: int,
+    threshold: float | None,
+    backend: str | None,
+) -> torch.Tensor:
+    """[B, N] int32: the places when the r best sources join the best of all destinations."""
     index, value = _nearest(metric[:, sources], metric[:, destinations], 1, "cosine", "all", True, backend=backend)
-    similarity = value.new_full(metric.shape[:2], _NONE)
-    target = torch.zeros(metric.shape[:2], dtype=torch.int64, device=metric.device)
-    similarity[:, sources] = value[..., 0]
-    target[:, sources] = torch.arange(metric.shape[1], device=metric.device)[destinations][index[..., 0]]
-    return similarity, target
+    target, similarity = index[..., 0], value[..., 0]
+    merging = _top(similarity, r, threshold)
+    stays = (~merging).cumsum(1, dtype=torch.int32)
+    places = torch.empty(metric.shape[:2], dtype=torch.int32, device=metric.device)
+    places[:, sources] = torch.where(merging, target.int() + stays[:, -1:], stays - 1)
+    count = metric.shape[1] - similarity.shape[1]
+    places[:, destinations] = torch.arange(count, dtype=torch.int32, device=metric.device) + stays[:, -1:]
+    return places
+
+
+def _join_neighbours(
+    unit: torch.Tensor, grid: tuple[int, int, int], pairing: str, r: int, threshold: float | None
+) -> torch.Tensor:
+    """The same among neighbours on the grid."""
+    similarity, target, is_source = _best_neighbour(unit, grid, pairing)
+    merging = _top(similarity, r, threshold)
+    stays = (is_source & ~merging).cumsum(1, dtype=torch.int32)
+    place = stays[:, -1:] + (~is_source).cumsum(0, dtype=torch.int32)
+    return torch.where(is_source, torch.where(merging, place.gather(1, target), stays), place) - 1
 
 
 def _best_neighbour(
     unit: torch.Tensor, grid: tuple[int, int, int], pairing: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The same among the neighbours on the grid, and who is a source. Each pair of neighbours is compared once."""
+    """For every token its best neighbour and how similar it is (-inf where it is no source), and who is a source. Each
+    pair of neighbours is compared once."""
     _, height, width = grid
     batch, length, _ = unit.shape
     cells = unit.unflatten(1, grid)
@@ -268,9 +285,10 @@ def _best_neighbour(
     return best.flatten(1), target, even.flatten()
 
 
-def _top(value: torch.Tensor, r: int) -> torch.Tensor:
-    """[B, N] bool: the r largest of each row, of equal ones those in front."""
-    least = value.topk(r, dim=1).values[:, -1:]
+def _top(value: torch.Tensor, r: int, threshold: float | None) -> torch.Tensor:
+    """[B, N] bool: the r largest of each row, of equal ones those in front, less those below the threshold."""
+    least = value.topk(r, dim=1, sorted=False).values.amin(1, keepdim=True)
     above, level = value > least, value == least
-    rank = level.int().cumsum(1, dtype=torch.int32) + above.sum(1, keepdim=True, dtype=torch.int32)
-    return above | (level & (rank <= r))
+    rank = level.cumsum(1, dtype=torch.int32) + above.sum(1, keepdim=True, dtype=torch.int32)
+    chosen = above | (level & (rank <= r))
+    return chosen if threshold is None else chosen & (value >= threshold)
