@@ -54,7 +54,7 @@ def bound(ceilings: dict[str, float], dtype: str, moved: tuple[int, int] | None,
         read, written = moved
         apart = read / ceilings["read_gb_s"] + written / ceilings["write_gb_s"]
         times["memory"] = min(apart, (read + written) / ceilings["copy_gb_s"]) / 1e6
-    if flops is not None and dtype in ("float32", "bfloat16", "float16"):  # of integer products there is no ceiling here
+    if flops is not None and dtype in ("float32", "bfloat16", "float16"):  # integers: no ceiling
         kind = "bfloat16" if dtype in ("bfloat16", "float16") else "float32"
         times["arithmetic"] = flops / ceilings[f"gemm_{kind}_gflop_s"] / 1e6
     if not times:
