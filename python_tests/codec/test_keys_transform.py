@@ -123,6 +123,33 @@ def test_golden_pixels():
     assert hashlib.sha256(pixels).hexdigest()[:16] == "46f7f0a58d4c9885"
 
 
+def test_largest_coefficients_are_drawn_in_whole_numbers_and_larger_ones_refused():
+    step, q = 1 << 8, np.full((1, 32, 32), 1 << 12, np.int32)
+    drawn = inverse(q, step)
+    whole = basis(32).astype(int).astype(object)
+    rows = (whole.T @ (q[0].astype(object) * step) + 2**9) // 2**10
+    exact = (rows @ whole + 2**21) // 2**22
+    assert np.abs(exact).max() > 2**20
+    assert (drawn[0] == exact.clip(-1023, 1023)).all()
+    for sample in (-1023, 1023):  # colours of the outermost samples, in 32 bits
+        planes = [np.full((2 * n, 2 * n), sample, np.int32) for n in (4, 2, 2)]
+        y, c = sample + 128, 16 * sample
+        green = y - ((5638 * c + 11700 * c + 2**17) >> 18)
+        expected = [max(0, min(255, v)) for v in (sample * 3, green, sample * 3)]
+        assert (to_frame(planes) == expected).all()
+    flat = torch.full((1, 32, 32, 3), 255, dtype=torch.uint8)
+    coded = bytearray(encode_transform(flat, 1))
+    coded[4:6] = (1 << 12).to_bytes(2, "little")  # the step
+    with pytest.raises(ValueError, match="out of range"):
+        decode_transform(bytes(coded), (32, 32), 1)
+
+
+def test_more_pictures_than_a_byte_counts():
+    clip = (torch.arange(257).view(-1, 1, 1, 1) % 256).expand(257, 1, 1, 3).to(torch.uint8).contiguous()
+    back = decode_transform(encode_transform(clip, 20), (1, 1), 257)
+    assert (back.int() - clip).abs().max() <= 2
+
+
 def test_passes_may_depend_on_what_came_before():
     rng = np.random.default_rng(2)
     first = rng.integers(0, 2, 500).astype(np.int32)

@@ -14,6 +14,7 @@ SIZES = (8, 16, 32)  # of luma blocks
 SUPER = 32
 _BASIS_BITS = 14
 _FRACTION = 4  # bits of a step behind the point
+_SAMPLE = 1023  # of a decoded sample, at most: colours are made in 32 bits
 
 
 def to_planes(frame: np.ndarray) -> list[np.ndarray]:
@@ -74,7 +75,8 @@ def inverse(q: np.ndarray, step: int) -> np.ndarray:
     rows = matrix.T @ (q * float(step))
     rows = np.floor(rows * 2.0 ** -(_BASIS_BITS - 4) + 0.5)
     shift = _BASIS_BITS + 4 + _FRACTION
-    return np.floor(rows @ matrix * 2.0**-shift + 0.5).astype(np.int32)
+    samples = np.floor(rows @ matrix * 2.0**-shift + 0.5)
+    return samples.clip(-_SAMPLE, _SAMPLE, out=samples).astype(np.int32)
 
 
 def cut(plane: np.ndarray, size: int) -> np.ndarray:

@@ -17,10 +17,10 @@ import torch
 from .keys_blocks import SIZES, SUPER, cut, forward, inverse, smooth, to_frame, to_planes
 from .passes import PassReader, encode_passes
 
-_HEAD = struct.Struct("<HHHB")  # height, width, luma step in sixteenths, pictures
+_HEAD = struct.Struct("<HHHB")  # height, width, luma step in sixteenths, pictures modulo 256
 _CELL = 8
 _FLAGS, _DC, _AC = 0, 2, 7  # first contexts
-_LARGEST = 1 << 20  # of a coefficient, in steps
+_LARGEST = 1 << 20  # of a coefficient times the luma step; what pictures have is below 2^17
 _MOST_STEP = 1 << 12
 
 # Of the encoder alone.
@@ -156,7 +156,7 @@ def _expected(blocks: _Blocks, band: int, activity: _Activity) -> np.ndarray:
 Code = Callable[[np.ndarray, "list[tuple[int, np.ndarray, np.ndarray]]"], np.ndarray]
 
 
-def _walk(all_blocks: list[_Blocks], cells: tuple[int, int, int], code: Code) -> None:
+def _walk(all_blocks: list[_Blocks], cells: tuple[int, int, int], step: int, code: Code) -> None:
     """Fill the blocks' coefficients pass by pass, first what is constant. `code` gets contexts, and the (kind, rows,
     columns) of what they are about, and gives the numbers."""
     corner = np.zeros(1, np.intp), np.zeros(1, np.intp)
@@ -183,10 +183,15 @@ def _walk(all_blocks: list[_Blocks], cells: tuple[int, int, int], code: Code) ->
     at = 0
     for blocks in all_blocks:  # as differences from block to block
         values = np.cumsum(first[at : at + len(blocks.plane)], dtype=np.int64)
-        if np.abs(values).max(initial=0) > _LARGEST:
-            raise ValueError("a coefficient is out of range")
+        _check_range(values, step)
         blocks.q[0, 0] = values
         at += len(values)
+
+
+def _check_range(numbers: np.ndarray, step: int) -> None:
+    """Larger ones would not fit the decoder's integers."""
+    if np.abs(numbers.astype(np.int64)).max(initial=0) * step > _LARGEST:
+        raise ValueError("a coefficient is out of range")
 
 
 def encode_transform(frames: torch.Tensor, quality: int) -> bytes:
@@ -218,12 +223,12 @@ def encode_transform(frames: torch.Tensor, quality: int) -> bytes:
         passes.append((np.concatenate(numbers), contexts))
         return passes[-1][0]
 
-    _walk(all_blocks, cells, code)
+    _walk(all_blocks, cells, step, code)
     quads = sizes.reshape(count, cells[1] // 4, 2, cells[2] // 4, 2).swapaxes(2, 3).reshape(-1, 4)
     whole = quads[:, 0] == SUPER
     flags = [whole, (quads[~whole] == 16).reshape(-1)]
     coded_flags = [(f.astype(np.int32), np.full(len(f), _FLAGS + k, np.uint8)) for k, f in enumerate(flags)]
-    return _HEAD.pack(height, width, step, count) + encode_passes(coded_flags + passes)
+    return _HEAD.pack(height, width, step, count % 256) + encode_passes(coded_flags + passes)
 
 
 def decode_transform(data: bytes | memoryview, size: tuple[int, int], count: int) -> torch.Tensor:
@@ -231,7 +236,7 @@ def decode_transform(data: bytes | memoryview, size: tuple[int, int], count: int
     if len(data) < _HEAD.size:
         raise ValueError("the key frames are cut short")
     height, width, step, number = _HEAD.unpack_from(data)
-    if (height, width) != tuple(size) or number != count:
+    if (height, width) != tuple(size) or number != count % 256:
         raise ValueError("the key frames are of another size or number")
     if not 1 <= step <= _MOST_STEP:
         raise ValueError("the key frames have an impossible step")
@@ -245,11 +250,10 @@ def decode_transform(data: bytes | memoryview, size: tuple[int, int], count: int
 
     def code(contexts, places):
         numbers = reader.take(len(contexts), contexts)
-        if np.abs(numbers.astype(np.int64)).max(initial=0) > _LARGEST:
-            raise ValueError("a coefficient is out of range")
+        _check_range(numbers, step)
         return numbers
 
-    _walk(all_blocks, cells, code)
+    _walk(all_blocks, cells, step, code)
     if not reader.finished():
         raise ValueError("something lies behind the key frames")
     return torch.from_numpy(_drawn(all_blocks, cells, step)[:, :height, :width].copy())
