@@ -39,12 +39,14 @@ def whole(out, frames, profile="exact"):
 
 @pytest.mark.parametrize(
     "goal",
-    [Goal(seconds=2.0), Goal(bytes=3500), Goal(psnr=26.0), Goal(seconds=1.5, bytes=7000)],
+    [Goal(seconds=60.0), Goal(bytes=3500), Goal(psnr=26.0), Goal(seconds=60.0, bytes=7000)],
     ids=["seconds", "bytes", "psnr", "bytes in time"],
 )
 def test_each_goal_is_met(source, tmp_path, goal, monkeypatch):
     monkeypatch.setattr(nerv_plan, "_LEAST_STEPS", 300)
     monkeypatch.setattr(nerv_plan, "_LOOKS", 5)
+    # As if a step took a fifth of a second: how fast this machine is does not decide about the test.
+    monkeypatch.setattr(nerv_plan, "_pace", lambda trainer, most: ([0.2 if n else 0.0 for n in trainer.plan.steps], 0.1))
     path, clip = source()
     reports, returned = fit(path, tmp_path / "o.vkv", goal)
     assert returned.path == path
@@ -62,7 +64,7 @@ def test_each_goal_is_met(source, tmp_path, goal, monkeypatch):
     if goal.psnr is not None:
         assert reports[-1].psnr >= goal.psnr
     if goal.seconds is not None and goal.bytes is None:
-        assert reports[-1].elapsed < 4 * goal.seconds  # others may work on the machine
+        assert 200 < reports[-1].total <= 0.97 * goal.seconds / 0.2 + 8
 
 
 def test_time_decides_about_steps_and_decibels_about_the_network(source, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The codec model "flow": FlowNeRV between AV1 key frames, see models/nerv/flow_nerv.py, keys.py and nerv.py."""
+"""The codec model "flow": FlowNeRV between coded key frames, see models/nerv/flow_nerv.py, keys.py and nerv.py."""
 
 from functools import partial
 
