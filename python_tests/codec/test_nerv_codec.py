@@ -46,7 +46,9 @@ def test_each_goal_is_met(source, tmp_path, goal, monkeypatch):
     monkeypatch.setattr(nerv_plan, "_LEAST_STEPS", 300)
     monkeypatch.setattr(nerv_plan, "_LOOKS", 5)
     # As if a step took a fifth of a second: how fast this machine is does not decide about the test.
-    monkeypatch.setattr(nerv_plan, "_pace", lambda trainer, most: ([0.2 if n else 0.0 for n in trainer.plan.steps], 0.1))
+    monkeypatch.setattr(
+        nerv_plan, "_pace", lambda trainer, most: ([0.2 if n else 0.0 for n in trainer.plan.steps], 0.1)
+    )
     path, clip = source()
     reports, returned = fit(path, tmp_path / "o.vkv", goal)
     assert returned.path == path
