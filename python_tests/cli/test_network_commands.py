@@ -7,7 +7,7 @@ import torch
 from typer.testing import CliRunner
 
 from vidkernels.cli import app
-from vidkernels.codec import nerv, nerv_latent, nerv_plan
+from vidkernels.codec import nerv_latent, nerv_plan, nerv_work
 from vidkernels.codec.protocol import Goal, Source
 from vidkernels.data import VideoReader, write_video
 
@@ -48,7 +48,7 @@ def test_fit_info_verify_decode_resume_append_compare(tmp_path, clip, monkeypatc
     assert points[0]["bytes"] == out.stat().st_size
 
     again = tmp_path / "again.vkv"
-    monkeypatch.setattr(nerv, "_REPORT_EVERY", 0.0)
+    monkeypatch.setattr(nerv_work, "_REPORT_EVERY", 0.0)
     work = nerv_latent.fit(Source(clip), again, Goal(psnr=12.0), gop=3)
     next(work)
     work.close()

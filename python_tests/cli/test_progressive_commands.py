@@ -7,7 +7,7 @@ import torch
 from typer.testing import CliRunner
 
 from vidkernels.cli import app
-from vidkernels.codec import nerv_pfnr, nerv_plan
+from vidkernels.codec import nerv_pfnr, nerv_plan, nerv_work
 from vidkernels.codec import open as open_vkv
 from vidkernels.codec.protocol import Goal, Source
 from vidkernels.data import VideoReader, write_video
@@ -25,7 +25,7 @@ def call(*words, code=0):
 def test_two_videos_in_one_file(tmp_path, monkeypatch, generator):
     monkeypatch.setattr(nerv_plan, "_LEAST_STEPS", 12)
     monkeypatch.setattr(nerv_plan, "_MOST_STEPS", 12)
-    monkeypatch.setattr(nerv_pfnr, "_REPORT_EVERY", 0.0)
+    monkeypatch.setattr(nerv_work, "_REPORT_EVERY", 0.0)
     clips = []
     for name, frames in (("a.mkv", 3), ("b.mkv", 2)):
         pixels = torch.randint(256, (frames, 6, 8, 3), generator=generator, dtype=torch.uint8)

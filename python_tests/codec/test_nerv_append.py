@@ -7,7 +7,7 @@ import pytest
 import torch
 from codec.fits import psnr, run
 
-from vidkernels.codec import ContainerWriter, nerv, nerv_flow, nerv_latent, nerv_plan, protocol
+from vidkernels.codec import ContainerWriter, nerv, nerv_flow, nerv_latent, nerv_plan, nerv_work, protocol
 from vidkernels.codec import open as open_vkv
 from vidkernels.codec.protocol import Goal, Source, state_path
 
@@ -65,7 +65,7 @@ def finished(source, tmp_path, few_steps):
 
 
 def test_closed_and_resumed_it_leads_to_the_same_file(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(nerv, "_REPORT_EVERY", 0.0)
+    monkeypatch.setattr(nerv_work, "_REPORT_EVERY", 0.0)
     out, more = finished
     before = out.read_bytes()
     (tmp_path / "whole.vkv").write_bytes(before)
@@ -130,7 +130,7 @@ def test_a_look_counts_what_the_file_will_weigh(finished, monkeypatch):
 
 
 def test_what_cannot_be_appended_is_refused(finished, source, monkeypatch):
-    monkeypatch.setattr(nerv, "_REPORT_EVERY", 0.0)
+    monkeypatch.setattr(nerv_work, "_REPORT_EVERY", 0.0)
     out, more = finished
     path, _ = source(frames=3, name="fast.mkv", timestamps=[0.0, 0.01, 0.02])
     with pytest.raises(ValueError, match="faster than the file's clock"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from codec.fits import psnr, run
 
-from vidkernels.codec import ContainerWriter, nerv, nerv_families, nerv_latent, nerv_plan, protocol
+from vidkernels.codec import ContainerWriter, nerv, nerv_families, nerv_latent, nerv_plan, nerv_work, protocol
 from vidkernels.codec import open as open_vkv
 from vidkernels.codec.nerv_train import Plan, Trainer
 from vidkernels.codec.protocol import Goal, Source, state_path
@@ -70,7 +70,7 @@ def test_each_goal_is_met(source, tmp_path, goal, monkeypatch):
 
 
 def test_time_decides_about_steps_and_decibels_about_the_network(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(nerv, "_REPORT_EVERY", 0.0)
+    monkeypatch.setattr(nerv_work, "_REPORT_EVERY", 0.0)
     plans, rounds, begun, stage = [], [], nerv.Run.__init__, nerv.Run._after_stage
 
     def begins(self, model, clip, out, plan, *rest, **more):
@@ -264,7 +264,7 @@ def test_a_fit_that_diverges_keeps_its_last_good_state(source, tmp_path, monkeyp
 
 
 def test_the_state_knows_its_model(source, tmp_path, few_steps, monkeypatch):
-    monkeypatch.setattr(nerv, "_REPORT_EVERY", 0.0)
+    monkeypatch.setattr(nerv_work, "_REPORT_EVERY", 0.0)
     path, _ = source()
     work = nerv_latent.fit(Source(path), tmp_path / "o.vkv", Goal(psnr=24.0), gop=None)
     next(work)

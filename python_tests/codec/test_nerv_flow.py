@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from vidkernels.cli import app
-from vidkernels.codec import ContainerWriter, nerv, nerv_families, nerv_flow, nerv_plan
+from vidkernels.codec import ContainerWriter, nerv, nerv_families, nerv_flow, nerv_plan, nerv_work
 from vidkernels.codec import open as open_vkv
 from vidkernels.codec.keys import chosen_quality, decode_keys, encode_keys
 from vidkernels.codec.protocol import Goal, Source, state_path
@@ -95,7 +95,7 @@ def test_goals_and_what_info_says(source, tmp_path, goal, monkeypatch):
 
 @pytest.mark.usefixtures("few_steps")
 def test_one_frame_and_interruption(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(nerv, "_REPORT_EVERY", 0.0)
+    monkeypatch.setattr(nerv_work, "_REPORT_EVERY", 0.0)
     path, _ = source(frames=1, height=47, width=33)
     run(nerv_flow.fit(Source(path), tmp_path / "whole.vkv", Goal(psnr=20.0), gop=None))
     work = nerv_flow.fit(Source(path), tmp_path / "o.vkv", Goal(psnr=20.0), gop=None)

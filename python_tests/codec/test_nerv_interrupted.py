@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from codec.fits import run
 
-from vidkernels.codec import nerv, nerv_latent
+from vidkernels.codec import nerv, nerv_latent, nerv_work
 from vidkernels.codec.nerv_train import Trainer
 from vidkernels.codec.protocol import Goal, Source, state_path
 
@@ -27,7 +27,7 @@ def fit(path, out, goal=None, **more):
 @pytest.mark.parametrize("goal", [Goal(bytes=7000), Goal(psnr=12.5)], ids=["bytes", "psnr"])
 def test_closed_at_any_step_and_resumed_it_writes_the_same_bytes(source, tmp_path, goal, monkeypatch):
     """In every stage, also in the rounds that a goal out of reach adds."""
-    monkeypatch.setattr(nerv, "_REPORT_EVERY", 0.0)
+    monkeypatch.setattr(nerv_work, "_REPORT_EVERY", 0.0)
     path, _ = source(frames=3, height=24, width=32)
     reports, _ = run(fit(path, tmp_path / "whole.vkv", goal))
     expected = (tmp_path / "whole.vkv").read_bytes()
@@ -49,7 +49,7 @@ def test_closed_at_any_step_and_resumed_it_writes_the_same_bytes(source, tmp_pat
 
 
 def test_with_a_mask(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(nerv, "_REPORT_EVERY", 0.0)
+    monkeypatch.setattr(nerv_work, "_REPORT_EVERY", 0.0)
     pictures = pytest.importorskip("PIL.Image")
     path, _ = source(frames=3, height=24, width=32)
     mask = tmp_path / "mask.png"
@@ -93,9 +93,9 @@ def test_interrupted_inside_a_step(source, tmp_path, monkeypatch):
 def test_killed_and_resumed(source, tmp_path):
     path, _ = source(frames=4, height=24, width=32)
     program = (
-        "import sys\nfrom vidkernels.codec import nerv, nerv_latent, nerv_plan\n"
+        "import sys\nfrom vidkernels.codec import nerv_latent, nerv_plan, nerv_work\n"
         "from vidkernels.codec.protocol import Goal, Source\n"
-        "nerv._SAVE_EVERY = nerv._REPORT_EVERY = 0.0\n"
+        "nerv_work._SAVE_EVERY = nerv_work._REPORT_EVERY = 0.0\n"
         "nerv_plan._LEAST_STEPS = nerv_plan._MOST_STEPS = 24\nnerv_plan._LOOKS = 3\n"
         "for report in nerv_latent.fit(Source(sys.argv[1]), sys.argv[2], Goal(bytes=60_000), gop=2):\n"
         "    print(report.done, flush=True)\n"
@@ -120,7 +120,7 @@ def test_a_damaged_state_is_refused(source, tmp_path, monkeypatch):
     from safetensors.numpy import load, save
 
     path, _ = source()
-    monkeypatch.setattr(nerv, "_REPORT_EVERY", 0.0)
+    monkeypatch.setattr(nerv_work, "_REPORT_EVERY", 0.0)
     work = fit(path, tmp_path / "o.vkv")
     next(work)
     work.close()
@@ -148,7 +148,7 @@ def test_a_damaged_state_is_refused(source, tmp_path, monkeypatch):
 
 def test_another_source_under_the_same_name_is_refused(source, tmp_path, monkeypatch):
     path, _ = source()
-    monkeypatch.setattr(nerv, "_REPORT_EVERY", 0.0)
+    monkeypatch.setattr(nerv_work, "_REPORT_EVERY", 0.0)
     work = fit(path, tmp_path / "o.vkv")
     next(work)
     work.close()

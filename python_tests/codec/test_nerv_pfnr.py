@@ -9,7 +9,7 @@ import pytest
 import torch
 from codec.fits import psnr, run
 
-from vidkernels.codec import ContainerReader, ContainerWriter, DamagedFileError, nerv_pfnr, nerv_pfnr_bits
+from vidkernels.codec import ContainerReader, ContainerWriter, DamagedFileError, nerv_pfnr, nerv_pfnr_bits, nerv_work
 from vidkernels.codec import open as open_vkv
 from vidkernels.codec.nerv_pfnr_train import Plan, Trainer
 from vidkernels.codec.protocol import Goal, Source, state_path
@@ -27,7 +27,7 @@ def few_steps(monkeypatch):
     monkeypatch.setattr(nerv_plan, "_LEAST_STEPS", 12)
     monkeypatch.setattr(nerv_plan, "_MOST_STEPS", 12)
     monkeypatch.setattr(nerv_pfnr, "_ROUNDS", 1)
-    monkeypatch.setattr(nerv_pfnr, "_REPORT_EVERY", 0.0)
+    monkeypatch.setattr(nerv_work, "_REPORT_EVERY", 0.0)
 
 
 def learned(sessions=2, steps=(6, 6)):
@@ -273,7 +273,7 @@ def test_what_does_not_fit_is_refused(source, tmp_path, monkeypatch):
 
 def test_diverging_it_stops_with_the_last_good_numbers(source, tmp_path, monkeypatch):
     path, _ = source(frames=2)
-    monkeypatch.setattr(nerv_pfnr, "_REPORT_EVERY", 0.0)
+    monkeypatch.setattr(nerv_work, "_REPORT_EVERY", 0.0)
     work = nerv_pfnr.fit(Source(path), tmp_path / "o.vkv", Goal(psnr=12.0), gop=2)
     next(work)
     monkeypatch.setattr("vidkernels.codec.nerv_pfnr_train.picture_loss", lambda *a: a[0].sum() * np.inf)

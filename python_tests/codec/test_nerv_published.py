@@ -6,7 +6,7 @@ from codec.fits import psnr, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vidkernels.codec import nerv, nerv_plan, protocol
+from vidkernels.codec import nerv_plan, nerv_work, protocol
 from vidkernels.codec import open as open_vkv
 from vidkernels.codec.nerv_families import NETWORKS
 from vidkernels.codec.nerv_train import Plan, Trainer
@@ -53,7 +53,7 @@ def test_a_fit_stores_what_its_decoder_needs(source, tmp_path, monkeypatch, mode
 @pytest.mark.usefixtures("few_steps")
 @pytest.mark.parametrize("model", MODELS)
 def test_closed_and_resumed_it_writes_the_same_bytes(source, tmp_path, monkeypatch, model):
-    monkeypatch.setattr(nerv, "_REPORT_EVERY", 0.0)
+    monkeypatch.setattr(nerv_work, "_REPORT_EVERY", 0.0)
     path, _ = source(frames=3, height=24, width=32)
     reports, _ = run(fit(model, path, tmp_path / "whole.vkv"))
     for stop in (4, 16, reports[-1].done - 1):

@@ -28,13 +28,12 @@ from .nerv_model import CHUNK, FINER, SIDE
 from .nerv_plan import GLANCE, Envelope, make_plan
 from .nerv_planes import MOST_PLANES
 from .nerv_train import STAGES, Plan, Trainer, Written
+from .nerv_work import Work
 from .protocol import Goal, Progress, Source, state_path
 from .state import reading_state, safetensors_for, state_facts, write_state
 
 _GOP = 66
 _SEED = 0
-_SAVE_EVERY = 5.0  # seconds
-_REPORT_EVERY = 0.2
 _ROUNDS = 8  # more of a stage, at most, for a goal that was missed
 _COARSER = 1.25  # steps of a round that is to save bytes
 
@@ -92,7 +91,7 @@ def header_config(plan: Plan) -> dict:
     return plan.config if plan.planes == 1 else {**plan.config, "planes": plan.planes}
 
 
-class Run:
+class Run(Work):
     """A fit in progress. `base`: weights that the fit's are coded as differences to."""
 
     def __init__(
@@ -115,9 +114,7 @@ class Run:
         network = NETWORKS[model].network(plan.config, clip.size, torch.Generator().manual_seed(_SEED), side)
         self.trainer = Trainer(network, frames, counted, plan, _SEED, base)
         self.envelope = self.surroundings()
-        self.whole = True  # False while a step is done: half of one is not to be saved
         self.rounds = 0  # added to the last two stages
-        self.seen: tuple[float, int] | None = None  # PSNR and bytes, as they were last looked at
         self.best: float | None = None  # PSNR after the round before
 
     def surroundings(self) -> Envelope:
@@ -126,50 +123,6 @@ class Run:
         return Envelope(self.model, self.clip, header_config(plan), plan.gop, plan.exact, self.side)
 
     # ---- what there is to do
-
-    @property
-    def total(self) -> int:
-        plan, t = self.trainer.plan, self.trainer
-        return t.at - t.into + sum(plan.steps[t.stage :])
-
-    def progress(self) -> Progress:
-        psnr, size = self.seen or (None, 0)
-        elapsed = time.monotonic() - self.began
-        return Progress(self.trainer.at, self.total, len(self.clip), 0, psnr, size, elapsed)
-
-    def work(self) -> Generator[Progress, None, Source]:
-        self.save()
-        saved = shown = time.monotonic()
-        trainer = self.trainer
-        try:
-            while True:
-                while trainer.into < trainer.plan.steps[trainer.stage]:
-                    self.whole = False
-                    self._step()
-                    self.whole = True
-                    now = time.monotonic()
-                    if now - shown > _REPORT_EVERY:
-                        yield self.progress()
-                        shown = time.monotonic()
-                    if now - saved > _SAVE_EVERY:
-                        self.save()
-                        saved = time.monotonic()
-                self.whole = False
-                written = self._after_stage()
-                self.whole = True
-                if written is not None:
-                    break
-            self.write(written)
-        except FloatingPointError as error:
-            _check.fail("fit", f"the fit diverged: {error}; the last good numbers are kept in the state.",
-                        error=FloatingPointError, state=str(state_path(self.out)))  # fmt: skip
-        except BaseException:
-            if self.whole:
-                self.save()
-            raise
-        state_path(self.out).unlink(missing_ok=True)
-        yield self.progress()
-        return self.clip.source
 
     def _step(self) -> None:
         trainer = self.trainer

@@ -26,6 +26,7 @@ from .nerv_model import CHUNK
 from .nerv_pfnr_bits import draw_scores, make_config, make_network
 from .nerv_pfnr_train import Plan, Trainer, Written, split_steps
 from .nerv_pfnr_video import ProgressiveFile, draw
+from .nerv_work import Work
 from .onto import Onto
 from .protocol import Goal, Progress, Source, state_path
 from .state import reading_state, safetensors_for, state_facts, write_state
@@ -34,8 +35,6 @@ from .video import open as open_video
 _GOP = 66
 _MOST = 63  # videos of a file
 _SHARE = 0.6  # of the weights, for each video
-_SAVE_EVERY = 5.0  # seconds
-_REPORT_EVERY = 0.2
 _ROUNDS = 4  # more of the second stage, at most, for a goal that was missed
 _COARSER, _FINER = 1.2, 0.75
 _BITS = 3.2  # of a weight, about: its place in the mask, and its value if it is used
@@ -166,7 +165,7 @@ def _write(writer: ContainerWriter, kind: str, written: Written, first: int, pts
         writer.add_gop(first + k, [pts[i] for i in group], {0: b""}, hashes)
 
 
-class _Run:
+class _Run(Work):
     """A fit of a first video in progress."""
 
     def __init__(
@@ -183,9 +182,7 @@ class _Run:
     ):
         self.clip, self.out, self.mask, self.began = clip, out, mask, began - spent
         self.trainer = Trainer(self.network(plan), frames, counted, plan, self.around(plan))
-        self.whole = True  # False while a step is done: half of one is not to be saved
         self.rounds, self.best = 0, None  # added to the second stage; PSNR after the round before
-        self.seen: tuple[float | None, int] = (None, 0)  # PSNR and bytes, as they were last looked at
 
     def network(self, plan: Plan) -> PFNR:
         return _new(plan, self.clip.size, len(self.clip))
@@ -193,45 +190,6 @@ class _Run:
     def around(self, plan: Plan) -> Callable[[bytes], int]:
         """A session's bytes -> those that the goal is about."""
         return _around(self.clip, plan.config, plan.gop)
-
-    def progress(self) -> Progress:
-        t = self.trainer
-        total = t.at - t.into + sum(t.plan.steps[t.stage :])
-        return Progress(t.at, total, len(self.clip), 0, *self.seen, time.monotonic() - self.began)
-
-    def work(self) -> Generator[Progress, None, Source]:
-        self.save()
-        saved = shown = time.monotonic()
-        trainer = self.trainer
-        try:
-            while True:
-                while trainer.into < trainer.plan.steps[trainer.stage]:
-                    self.whole = False
-                    trainer.step()
-                    self.whole = True
-                    now = time.monotonic()
-                    if now - shown > _REPORT_EVERY:
-                        yield self.progress()
-                        shown = time.monotonic()
-                    if now - saved > _SAVE_EVERY:
-                        self.save()
-                        saved = time.monotonic()
-                self.whole = False
-                written = self._after_stage()
-                self.whole = True
-                if written is not None:
-                    break
-            self.write(written)
-        except FloatingPointError as error:
-            _check.fail("fit", f"the fit diverged: {error}; the last good numbers are kept in the state.",
-                        error=FloatingPointError, state=str(state_path(self.out)))  # fmt: skip
-        except BaseException:
-            if self.whole:
-                self.save()
-            raise
-        state_path(self.out).unlink(missing_ok=True)
-        yield self.progress()
-        return self.clip.source
 
     def _after_stage(self) -> Written | None:
         """Begin the second stage, or once more if a goal was missed; at the end, what is to be written."""
@@ -297,7 +255,8 @@ class _Run:
             out = path.with_suffix("")
             run = cls(clip, out, plan, *pictures(clip, mask), began, mask=mask, spent=facts["spent"],
                       **cls.again(facts, out))  # fmt: skip
-            run.rounds, run.best, run.seen = facts["rounds"], facts["best"], tuple(facts["seen"])
+            run.rounds, run.best = facts["rounds"], facts["best"]
+            run.seen = None if facts["seen"] is None else tuple(facts["seen"])
             run.trainer.restore(arrays, facts["trainer"])
         return run
 
