@@ -72,8 +72,19 @@ def _bytes(scores, epsilon, iterations, row_mass, col_mass, rows_to_one):
     return (iterations + 1) * scores.numel() * scores.element_size(), scores.numel() * 4
 
 
+def _potentials(scores):
+    """Bytes of a scale for each row and column, and of the rows' labels."""
+    batch, rows, cols = scores.shape
+    return batch * (12 * rows + 4 * cols)
+
+
 def _bytes_scales(scores, epsilon, iterations, row_mass, col_mass):
-    return (iterations + 1) * scores.numel() * scores.element_size(), 4 * sum(scores.shape[1:])
+    return (iterations + 1) * scores.numel() * scores.element_size(), _potentials(scores)
+
+
+def _bytes_step(scores, epsilon, row_mass, col_log):
+    known = 0 if col_log is None else col_log.numel() * col_log.element_size()
+    return scores.numel() * scores.element_size() + known, _potentials(scores)
 
 
 def _case(name, args, **options):
@@ -99,7 +110,7 @@ CASES = {
     ],
     "sinkhorn_scales": [
         _case("tiny", _scales(2, 4, 3, masses=True, **_TINY)),
-        _case("odd", _scales(2, 67, 37)),
+        _case("odd", _scales(2, 67, 37), bytes=_bytes_scales),
         _case("odd_masses", _scales(1, 131, 63, 0.1, 4, masses=True)),
         _case("empty", _scales(2, 0, 3)),
         _case("extreme_rows", _scales(1, 70, 33, shape=_far_rows)),
@@ -109,8 +120,8 @@ CASES = {
     "sinkhorn_step": [
         _case("tiny", _step(2, 4, 3, masses=True, epsilon=0.5)),
         _case("tiny_first", _step(2, 4, 3, masses=True, epsilon=0.5, first=True)),
-        _case("odd", _step(2, 67, 37)),
-        _case("odd_first", _step(2, 131, 37, first=True)),
+        _case("odd", _step(2, 67, 37), bytes=_bytes_step),
+        _case("odd_first", _step(2, 131, 37, first=True), bytes=_bytes_step),
         _case("extreme_columns", _step(1, 70, 33, shape=_far_columns)),
         _case("extreme_columns_first", _step(1, 70, 33, shape=_far_columns, first=True)),
     ],
