@@ -36,12 +36,19 @@ Point = tuple[int, float]  # bytes, decibels
 
 
 def key_frames(path: Path, size: tuple[int, int]) -> torch.Tensor:
-    """[K, H, W, 3] uint8, scaled by area averaging."""
+    """[K, H, W, 3] uint8: the middle of the pictures, of the size's shape, scaled by area averaging."""
     frames = []
     with av.open(str(path)) as clip:
         for number, picture in enumerate(clip.decode(video=0)):
             if number in NUMBERS:
-                scaled = picture.reformat(width=size[1], height=size[0], format="rgb24", interpolation="AREA")
+                rgb = picture.to_ndarray(format="rgb24")
+                height = min(rgb.shape[0], rgb.shape[1] * size[0] // size[1])
+                width = min(rgb.shape[1], rgb.shape[0] * size[1] // size[0])
+                top, left = (rgb.shape[0] - height) // 2, (rgb.shape[1] - width) // 2
+                middle = np.ascontiguousarray(rgb[top : top + height, left : left + width])
+                scaled = av.VideoFrame.from_ndarray(middle, format="rgb24").reformat(
+                    width=size[1], height=size[0], format="rgb24", interpolation="AREA"
+                )
                 frames.append(torch.from_numpy(scaled.to_ndarray()))
     return torch.stack(frames)
 

@@ -6,9 +6,17 @@ from torch.nn import functional as F
 
 from vidkernels.models.nerv import flow_tail
 from vidkernels.models.nerv.flow_tail import blended, key_cells
-from vidkernels.models.nerv.warp import warped
 
 SHAPES = [(2, 4, 5, 7, 9), (2, 3, 3, 6, 6), (4, 2, 3, 8, 11), (1, 3, 4, 3, 4), (2, 1, 1, 1, 1)]
+
+
+def warped(pictures, flow):
+    """[B, 3, H, W]: at each pixel what `pictures` hold `flow` [B, 2, H, W] pixels (x, y) away, the border repeated."""
+    height, width = pictures.shape[-2:]
+    y = torch.arange(height).view(-1, 1) + flow[:, 1] + 0.5
+    x = torch.arange(width) + flow[:, 0] + 0.5
+    place = torch.stack([x * (2 / width) - 1, y * (2 / height) - 1], -1)
+    return F.grid_sample(pictures, place, align_corners=False, padding_mode="border")
 
 
 def _inputs(generator, scale, h, w, height, width, dtype):

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from .. import _check
-from .clip import Clip, color_of, fingerprint, timestamps, whole_audio
+from .clip import Clip, color_of, timestamps, whole_audio
 from .container import ContainerWriter, Header, frame_hash
 from .keys import CODERS
 from .nerv_bits import Quantised
@@ -211,28 +211,15 @@ class Run(Work):
             "at": t.at, "stage": t.stage, "into": t.into, "rounds": self.rounds, "seen": self.seen,
             "ranges": None if t.ranges is None else asdict(t.ranges), "best": self.best,
             "spent": time.monotonic() - self.began,
-            "mask": None if self.mask is None else [str(self.mask), fingerprint(self.mask)],
+            "mask": self.mask_fact(),
         }  # fmt: skip
         arrays["side"] = np.frombuffer(self.side, np.uint8)
         write_state(state_path(self.out), self.clip, facts, arrays)
 
-    def more_facts(self) -> dict:
-        """What a state says beside what all fits say."""
-        return {}
-
-    @classmethod
-    def again(cls, facts: dict, out: Path) -> dict:
-        """Arguments that a state's facts stand for."""
-        return {}
-
     @classmethod
     def load(cls, path: Path, began: float) -> Run:
         with reading_state(path) as (clip, facts, arrays):
-            mask = None
-            if facts["mask"] is not None:
-                mask = Path(facts["mask"][0])
-                if fingerprint(mask) != facts["mask"][1]:
-                    raise ValueError(f"{mask} is no longer the mask that the fit began with")
+            mask = cls.same_mask(facts)
             plan = Plan(**{**facts["plan"], "steps": tuple(facts["plan"]["steps"])})
             side = arrays["side"].tobytes()
             run = cls(facts["model"], clip, path.with_suffix(""), plan, side, *pictures(clip, mask), began, mask=mask,

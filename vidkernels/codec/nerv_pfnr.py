@@ -19,7 +19,7 @@ from .. import _check
 from ..models.nerv.pfnr import PFNR
 from . import nerv_plan
 from .bits import pack_varint
-from .clip import Clip, color_of, fingerprint, ticks_behind, timestamps, whole_audio
+from .clip import Clip, color_of, ticks_behind, timestamps, whole_audio
 from .container import ContainerWriter, Header, frame_hash
 from .nerv import pictures
 from .nerv_model import CHUNK
@@ -230,27 +230,14 @@ class _Run(Work):
             **self.more_facts(), "model": "pfnr", "plan": asdict(self.trainer.plan), "rounds": self.rounds,
             "best": self.best, "seen": self.seen, "trainer": self.trainer.facts(),
             "spent": time.monotonic() - self.began,
-            "mask": None if self.mask is None else [str(self.mask), fingerprint(self.mask)],
+            "mask": self.mask_fact(),
         }  # fmt: skip
         write_state(state_path(self.out), self.clip, facts, self.trainer.arrays())
-
-    def more_facts(self) -> dict:
-        """What a state says beside what all fits say."""
-        return {}
-
-    @classmethod
-    def again(cls, facts: dict, out: Path) -> dict:
-        """Arguments that these facts stand for."""
-        return {}
 
     @classmethod
     def load(cls, path: Path, began: float) -> _Run:
         with reading_state(path) as (clip, facts, arrays):
-            mask = None
-            if facts["mask"] is not None:
-                mask = Path(facts["mask"][0])
-                if fingerprint(mask) != facts["mask"][1]:
-                    raise ValueError(f"{mask} is no longer the mask that the fit began with")
+            mask = cls.same_mask(facts)
             plan = Plan(**{**facts["plan"], "steps": tuple(facts["plan"]["steps"])})
             out = path.with_suffix("")
             run = cls(clip, out, plan, *pictures(clip, mask), began, mask=mask, spent=facts["spent"],

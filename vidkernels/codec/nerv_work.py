@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import _check
-from .clip import Clip
+from .clip import Clip, fingerprint
 from .protocol import Progress, Source, state_path
 
 _SAVE_EVERY = 5.0  # seconds
@@ -26,6 +26,7 @@ class Work:
     trainer: Any
     clip: Clip
     out: Path
+    mask: Path | None
     began: float
     seen: tuple[float, int] | None = None
     whole = True  # False while a step is done: half of one is not to be saved
@@ -73,6 +74,32 @@ class Work:
         state_path(self.out).unlink(missing_ok=True)
         yield self.progress()
         return self.clip.source
+
+    # ---- what a state says
+
+    def more_facts(self) -> dict:
+        """Beside what all fits say."""
+        return {}
+
+    @classmethod
+    def again(cls, facts: dict, out: Path) -> dict:
+        """Arguments of the class that a state's facts stand for."""
+        return {}
+
+    def mask_fact(self) -> list[str] | None:
+        return None if self.mask is None else [str(self.mask), fingerprint(self.mask)]
+
+    @staticmethod
+    def same_mask(facts: dict) -> Path | None:
+        """The mask that the fit began with. Raises ValueError where the file has changed."""
+        if facts["mask"] is None:
+            return None
+        mask = Path(facts["mask"][0])
+        if fingerprint(mask) != facts["mask"][1]:
+            raise ValueError(f"{mask} is no longer the mask that the fit began with")
+        return mask
+
+    # ---- what a model adds
 
     def _step(self) -> None:
         self.trainer.step()

@@ -19,7 +19,6 @@ from vidkernels.models.nerv.hnerv import ConvNeXtEncoder, HNeRV, hnerv_kernels, 
 from vidkernels.models.nerv.latent_nerv import LatentDecoder, LatentNeRV, latent_strides, latent_widths
 from vidkernels.models.nerv.nerv import NeRV
 from vidkernels.models.nerv.pfnr import PFNR
-from vidkernels.models.nerv.warp import warped
 
 __all__ = [
     "LOSSES",
@@ -52,5 +51,4 @@ __all__ = [
     "neighbours",
     "picture_loss",
     "to_picture",
-    "warped",
 ]
