@@ -82,9 +82,10 @@ VK_INLINE V16 madd(const V16& a, const V16& b, V16 c) {
   return c;
 }
 
+/// Part by part: one memcpy of the whole value makes GCC keep it on the stack, and copy it there at every use.
 VK_INLINE V16 load(const float* from) {
   V16 v;
-  std::memcpy(&v, from, sizeof v);
+  VK_EACH_PART std::memcpy(&v.p[i], from + i * kPartLanes, sizeof v.p[i]);
   return v;
 }
 /// from[0..3] in each of the four rows of a block.
@@ -99,8 +100,10 @@ VK_INLINE V16 spread_rows(const float* from) {
 #endif
   return v;
 }
-VK_INLINE void store(float* to, const V16& v) { std::memcpy(to, &v, sizeof v); }
-VK_INLINE void store(int32_t* to, const I16& v) { std::memcpy(to, &v, sizeof v); }
+VK_INLINE void store(float* to, const V16& v) { VK_EACH_PART std::memcpy(to + i * kPartLanes, &v.p[i], sizeof v.p[i]); }
+VK_INLINE void store(int32_t* to, const I16& v) {
+  VK_EACH_PART std::memcpy(to + i * kPartLanes, &v.p[i], sizeof v.p[i]);
+}
 
 /// The value where x >= limit, else 0.
 VK_INLINE V16 keep_ge(const V16& x, const V16& limit, V16 value) {
