@@ -69,9 +69,9 @@ class FootprintGatherer {
     for (int i = 0; i < list_.ellipses(); ++i) {
       const Window& window = windows_[i];
       if (window.first) {
-        for (V16& v : totals_) v = V16(0.0f);
+        for (Sums& s : totals_) s = {};
         if constexpr (C == 0)
-          for (int64_t ch = 0; ch < channels_; ++ch) sums_[size_t(ch)] = V16(0.0f);
+          for (int64_t ch = 0; ch < channels_; ++ch) sums_[size_t(ch)] = {};
       }
       gather(i, window);
       if (window.last) finish(*window.ellipse, done);
@@ -89,7 +89,8 @@ class FootprintGatherer {
   };
 
   VK_INLINE void gather(int i, const Window& window) {
-    V16 m[kFootprintSums], dc[C ? C : 1], c[C ? C : 1];
+    Sums m[kFootprintSums], dc[C ? C : 1];
+    V16 c[C ? C : 1];
     for (int k = 0; k < kFootprintSums; ++k) m[k] = totals_[k];
     for (int ch = 0; ch < C; ++ch) dc[ch] = totals_[kFootprintSums + ch], c[ch] = V16(window.color[ch]);
     const size_t column = size_t(channels_) * 16, row = size_t(grid_.block_columns) * column;
@@ -99,22 +100,22 @@ class FootprintGatherer {
       if constexpr (C > 0) {
         for (int ch = 0; ch < C; ++ch) {
           const V16 d = load(block + ch * 16);
-          dc[ch] = madd(g, d, dc[ch]);
+          dc[ch].add(g, d);
           along = ch == 0 ? d * c[0] : madd(d, c[ch], along);
         }
       } else {
         for (int64_t ch = 0; ch < channels_; ++ch) {
           const V16 d = load(block + ch * 16);
-          sums_[size_t(ch)] = madd(g, d, sums_[size_t(ch)]);
+          sums_[size_t(ch)].add(g, d);
           along = madd(d, V16(window.color[ch]), along);
         }
       }
       const V16 dx = list_.dx(place), s = along * g, sx = s * dx, st = s * t;
-      m[sum_x] = m[sum_x] + sx;
-      m[sum_t] = m[sum_t] + st;
-      m[sum_xx] = madd(sx, dx, m[sum_xx]);
-      m[sum_xt] = madd(sx, t, m[sum_xt]);
-      m[sum_tt] = madd(st, t, m[sum_tt]);
+      m[sum_x].add(sx);
+      m[sum_t].add(st);
+      m[sum_xx].add(sx, dx);
+      m[sum_xt].add(sx, t);
+      m[sum_tt].add(st, t);
     });
     for (int k = 0; k < kFootprintSums; ++k) totals_[k] = m[k];
     for (int ch = 0; ch < C; ++ch) totals_[kFootprintSums + ch] = dc[ch];
@@ -128,9 +129,9 @@ class FootprintGatherer {
     for (int ch = 0; ch < C; ++ch) colors_[size_t(ch)] = kUnit * out[kFootprintSums + ch];
     if constexpr (C == 0)
       for (int64_t ch = 0; ch < channels_; ch += 8) {
-        V16 v[8];
+        Sums v[8];
         float s[8];
-        for (int64_t k = 0; k < 8; ++k) v[k] = ch + k < channels_ ? sums_[size_t(ch + k)] : V16(0.0f);
+        for (int64_t k = 0; k < 8; ++k) v[k] = ch + k < channels_ ? sums_[size_t(ch + k)] : Sums();
         sum8(v, s);
         for (int64_t k = 0; k < 8 && ch + k < channels_; ++k) colors_[size_t(ch + k)] = kUnit * s[k];
       }
@@ -144,9 +145,9 @@ class FootprintGatherer {
   const TileGrid& grid_;
   BlockList<kBatch, 0> list_;
   Window windows_[kBatch];
-  V16 totals_[kTotals] = {};
+  Sums totals_[kTotals];
   Scratch<float> colors_;
-  Scratch<V16> sums_;
+  Scratch<Sums> sums_;
 };
 
 /// d mean = conic * sum of s d.

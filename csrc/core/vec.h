@@ -177,8 +177,8 @@ VK_INLINE I16 truncate(const V16& a) {
   return r;
 }
 
-/// 2^x to 1e-7 relative, degree 5 after rounding; x below -126 gives about 2^-126.
-VK_INLINE V16 exp2(V16 x) {
+/// 2^x to 1e-7 relative, degree 5 after rounding, where x lies in [-126, 127]; any bits elsewhere.
+VK_INLINE V16 exp2_within(const V16& x) {
   const auto poly = [](const V16& f) {
     V16 p = madd(f, V16(0.00132917648f), V16(0.00967562478f));
     p = madd(p, f, V16(0.0555065386f));
@@ -193,12 +193,18 @@ VK_INLINE V16 exp2(V16 x) {
   p.p[0] = (PartF)_mm512_maskz_scalef_ps(0xffff, (__m512)p.p[0], (__m512)n.p[0]);
   return p;
 #else
-  x = max(x, V16(-126.0f));
   const V16 shifted = x + V16(12582912.0f);  // 1.5 * 2^23: the integer lands in the low bits
   V16 p = poly(x - (shifted - V16(12582912.0f)));
   VK_EACH_PART p.p[i] = (PartF)((PartI)p.p[i] + ((PartI)shifted.p[i] << 23));
   return p;
 #endif
+}
+/// The same; x below -126 gives about 2^-126, or less.
+VK_INLINE V16 exp2(V16 x) {
+#if !defined(__AVX512F__)
+  x = max(x, V16(-126.0f));
+#endif
+  return exp2_within(x);
 }
 
 /// 2^x to 2e-7 relative where x >= 0, else 0.
@@ -216,7 +222,7 @@ VK_INLINE V16 exp2_positive(const V16& x) {
                                          (__m512)p.p[0], (__m512)x.p[0]);
   return p;
 #else
-  return keep_ge(x, V16(0.0f), exp2(x));
+  return keep_ge(x, V16(0.0f), exp2_within(x));
 #endif
 }
 
@@ -229,21 +235,32 @@ VK_INLINE float sum(const V16& v) {
   return lane[0];
 }
 
-/// out[k] = sum of the lanes of v[k], eight at once.
-VK_INLINE void sum8(const V16* v, float* out) {
-#if defined(__AVX512F__)
+/// Sixteen running sums in one register: lanes that lie a register apart share one. Half a dozen V16 would not fit.
+struct Sums {
+  PartF p = {};
+  VK_INLINE void add(const V16& v) { VK_EACH_PART p += v.p[i]; }
+  VK_INLINE void add(const V16& a, const V16& b) { VK_EACH_PART p = a.p[i] * b.p[i] + p; }
+};
+
+/// out[k] = the total of v[k], eight at once.
+VK_INLINE void sum8(const Sums* v, float* out) {
+#if defined(__AVX2__)
   __m256 h[8];
   for (int k = 0; k < 8; ++k) {
-    const PartF x = v[k].p[0];
+#if defined(__AVX512F__)
+    const PartF x = v[k].p;
     h[k] = (__m256)(__builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) +
                     __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15));
+#else
+    h[k] = (__m256)v[k].p;
+#endif
   }
   const __m256 a = _mm256_hadd_ps(_mm256_hadd_ps(h[0], h[1]), _mm256_hadd_ps(h[2], h[3]));
   const __m256 b = _mm256_hadd_ps(_mm256_hadd_ps(h[4], h[5]), _mm256_hadd_ps(h[6], h[7]));
   _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1)));
   _mm_storeu_ps(out + 4, _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1)));
 #else
-  for (int k = 0; k < 8; ++k) out[k] = sum(v[k]);
+  for (int k = 0; k < 8; ++k) out[k] = (v[k].p[0] + v[k].p[2]) + (v[k].p[1] + v[k].p[3]);
 #endif
 }
 

@@ -177,8 +177,8 @@ struct Gradient {
 /// What rows b .. b + kRows - 1 of the batch add to row i of grad_w, and their grad_x.
 template <int kRows, class T>
 void back(const SpectralMultiply& a, const Mode<T>& mode, const Gradient& t, int64_t b, int64_t i) {
-  V16 sums[8], xr[kRows], xi[kRows];
-  for (V16& sum : sums) sum = V16(0.0f);
+  Sums sums[8];
+  V16 xr[kRows], xi[kRows];
   for (int r = 0; r < kRows; ++r) {
     const float* number = t.x + ((b + r) * a.in + i) * 2;
     xr[r] = V16(number[0]), xi[r] = V16(number[1]);
@@ -188,8 +188,8 @@ void back(const SpectralMultiply& a, const Mode<T>& mode, const Gradient& t, int
     V16 to_weight = b ? load(t.sums + k) : V16(0.0f);
     for (int r = 0; r < kRows; ++r) {
       const V16 g = load(t.g + (b + r) * t.padded + k), h = load(t.h + (b + r) * t.padded + k);
-      sums[2 * r] = madd(w, g, sums[2 * r]);
-      sums[2 * r + 1] = madd(w, h, sums[2 * r + 1]);
+      sums[2 * r].add(w, g);
+      sums[2 * r + 1].add(w, h);
       to_weight = madd(xi[r], h, madd(xr[r], g, to_weight));
     }
     store(t.sums + k, to_weight);

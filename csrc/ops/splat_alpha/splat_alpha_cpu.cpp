@@ -115,7 +115,7 @@ void render_tile(const SplatAlphaForward& a, const Ellipse* ellipses, const Tile
       const int block = tile.block(row, column);
       if (closed[block]) return;
       V16* here = &frame[block * stride];
-      V16 alpha = exp2(log_weight), w, next;
+      V16 alpha = exp2_within(log_weight), w, next;
       if (may_cut) alpha = min(alpha, V16(kMost));
       if (!attenuate(here[0], log_weight, alpha, w, next)) {
         closed[block] = 1;
@@ -249,12 +249,12 @@ class Slots {
   std::unique_ptr<float[]> narrow_, wide_round_, wide_total_;
 };
 
-/// The sums of the lanes of n vectors.
-inline void sum_all(const V16* v, int64_t n, float* out) {
+/// The totals of n sums.
+inline void sum_all(const Sums* v, int64_t n, float* out) {
   for (int64_t k = 0; k < n; k += 8) {
-    V16 eight[8];
+    Sums eight[8];
     float sums[8];
-    for (int j = 0; j < 8; ++j) eight[j] = k + j < n ? v[k + j] : V16(0.0f);
+    for (int j = 0; j < 8; ++j) eight[j] = k + j < n ? v[k + j] : Sums();
     sum8(eight, sums);
     std::memcpy(out + k, sums, size_t(std::min<int64_t>(8, n - k)) * sizeof(float));
   }
@@ -267,7 +267,8 @@ void gather_tile(const SplatAlphaBackward& a, const Ellipse* ellipses, const Til
   const int64_t channels = C ? C : a.channels, stride = 2 + channels;
   const ImageTile tile = tile_of(t, TileGrid(a.height, a.width));
   Room<V16> frame(kTileArea * stride);  // a block: transmittance, what is to come, gradient
-  Room<V16> sums(channels), seen(channels + 2);
+  Room<Sums> sums(channels);
+  Room<V16> seen(channels + 2);
   uint8_t closed[kTileArea];  // blocks of finished pixels only
   int open = 0;
   for (int block = 0; block < kTileArea; ++block) {
@@ -303,11 +304,11 @@ void gather_tile(const SplatAlphaBackward& a, const Ellipse* ellipses, const Til
       return true;
     }
     const float* color = a.colors + e.index * channels;
-    V16 c[C ? C : 1], dc[C ? C : 1], m[kSums];
-    for (int ch = 0; ch < C; ++ch) c[ch] = V16(color[ch]), dc[ch] = V16(0.0f);
+    Sums dc[C ? C : 1], m[kSums];
+    V16 c[C ? C : 1];
+    for (int ch = 0; ch < C; ++ch) c[ch] = V16(color[ch]);
     if constexpr (C == 0)
-      for (int64_t ch = 0; ch < channels; ++ch) sums[ch] = V16(0.0f);
-    for (V16& v : m) v = V16(0.0f);
+      for (int64_t ch = 0; ch < channels; ++ch) sums[ch] = {};
     const Sheared k(e);
     // conic d = (ax X - am t, at t)
     const V16 ax(-2.0f * kLn2 * k.k1), at(-2.0f * kLn2 * k.k2), am = at * V16(k.slope);
@@ -316,7 +317,7 @@ void gather_tile(const SplatAlphaBackward& a, const Ellipse* ellipses, const Til
       const int block = tile.block(row, column);
       if (closed[block]) return;
       V16* here = &frame[block * stride];
-      const V16 raw = exp2(log_weight);
+      const V16 raw = exp2_within(log_weight);
       V16 w, next;
       if (!attenuate(here[0], log_weight, may_cut ? min(raw, V16(kMost)) : raw, w, next)) {
         closed[block] = 1;
@@ -327,13 +328,13 @@ void gather_tile(const SplatAlphaBackward& a, const Ellipse* ellipses, const Til
         for (int ch = 0; ch < C; ++ch) {
           const V16 g = here[2 + ch];
           along = ch == 0 ? g * c[0] : madd(g, c[ch], along);
-          dc[ch] = madd(w, g, dc[ch]);
+          dc[ch].add(w, g);
         }
       } else {
         for (int64_t ch = 0; ch < channels; ++ch) {
           const V16 g = here[2 + ch];
           along = madd(g, V16(color[ch]), along);
-          sums[ch] = madd(w, g, sums[ch]);
+          sums[ch].add(w, g);
         }
       }
       // alpha d alpha = w (along - rest / next), because next = light (1 - alpha)
@@ -342,15 +343,15 @@ void gather_tile(const SplatAlphaBackward& a, const Ellipse* ellipses, const Til
       V16 s = w * (along - rest * reciprocal(next));
       if (may_cut) s = keep_ge(V16(kMost), raw, s);
       const V16 sx = s * x, sy = s * y;
-      m[s_1] = m[s_1] + s;
-      m[s_x] = m[s_x] + sx;
-      m[s_t] = m[s_t] + sy;
-      m[s_xx] = madd(sx, x, m[s_xx]);
-      m[s_xt] = madd(sx, y, m[s_xt]);
-      m[s_tt] = madd(sy, y, m[s_tt]);
+      m[s_1].add(s);
+      m[s_x].add(sx);
+      m[s_t].add(sy);
+      m[s_xx].add(sx, x);
+      m[s_xt].add(sx, y);
+      m[s_tt].add(sy, y);
       if constexpr (kAbsolute) {
-        m[abs_x] = m[abs_x] + absolute(ax * sx - am * sy);
-        m[abs_y] = m[abs_y] + absolute(at * sy);
+        m[abs_x].add(absolute(ax * sx - am * sy));
+        m[abs_y].add(absolute(at * sy));
       }
     });
     sum8(m, slot);
@@ -358,11 +359,11 @@ void gather_tile(const SplatAlphaBackward& a, const Ellipse* ellipses, const Til
     return true;
   });
   // 1 - alpha would have lost the digits of a small transmittance.
-  for (int64_t ch = 0; ch < channels; ++ch) sums[ch] = V16(0.0f);
+  for (int64_t ch = 0; ch < channels; ++ch) sums[ch] = {};
   for (int block = 0; block < kTileArea; ++block) {
     const V16* here = &frame[block * stride];
     const V16 light = absolute(here[0]);
-    for (int64_t ch = 0; ch < channels; ++ch) sums[ch] = madd(light, here[2 + ch], sums[ch]);
+    for (int64_t ch = 0; ch < channels; ++ch) sums[ch].add(light, here[2 + ch]);
   }
   sum_all(sums.get(), channels, through_light);
 }

@@ -67,7 +67,7 @@ void render_tile(const SplatTopkForward& a, const Ellipse* ellipses, const TileL
     const V16 faint(kFaint);
     each_block(e, Sheared(e), tile, [&](int row, int column, const V16&, const V16&, const V16& log_weight) {
       V16 *weights = &frame[tile.block(row, column) * 2 * top], *indices = weights + top;
-      V16 w = keep_ge(log_weight, faint, exp2(log_weight)), index(as_lane(e.index));
+      V16 w = keep_ge(log_weight, faint, exp2_within(log_weight)), index(as_lane(e.index));
       for (int k = 0; k < top; ++k) {
         const V16 kept = weights[k], kept_index = indices[k];
         weights[k] = max(kept, w);
@@ -143,7 +143,7 @@ void gather(const SplatTopkBackward& a, const Ellipse& e, int64_t image, const d
     const ImageTile band{image, 0, 0, row0, std::min(row0 + kTileRows - 1, range.last), 0, columns - 1};
     each_block(e, k, band, [&](int row, int column, const V16& x, const V16& t, const V16& log_weight) {
       float weights[16], xs[16], ts[16];
-      store(weights, keep_ge(log_weight, faint, exp2(log_weight)));
+      store(weights, keep_ge(log_weight, faint, exp2_within(log_weight)));
       store(xs, x);
       store(ts, t);
       for (int lane = 0; lane < 16; ++lane) {
