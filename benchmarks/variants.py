@@ -189,9 +189,10 @@ def peers_directory(op: Op) -> str:
 
 def takes_floats(case: Case) -> bool:
     """Whether the floating dtype makes a difference to the case's arguments."""
+    # Scenes with a threshold cannot be made in types that are not the case's.
+    other = torch.float64 if torch.bfloat16 not in case.dtypes and torch.float64 in case.dtypes else torch.bfloat16
     kinds = [
-        [a.dtype for a in arguments(case, dtype) if isinstance(a, torch.Tensor)]
-        for dtype in (torch.float32, torch.bfloat16)
+        [a.dtype for a in arguments(case, dtype) if isinstance(a, torch.Tensor)] for dtype in (torch.float32, other)
     ]
     return kinds[0] != kinds[1]
 

@@ -18,7 +18,7 @@ _GRADIENT = {torch.float64: 1e-12, torch.float32: 1e-4}
 
 def settle(means, shapes, opacities, height, width, form):
     """The shapes, a little larger where a weight would sit on 1/255: in float32 it could fall on either side."""
-    for _ in range(100):
+    for _ in range(20):
         conics = shapes.double() if form == "conic" else conic_of(shapes.double())
         weights = torch.ones(len(means)).double() if opacities is None else opacities.double()
         bad = unsettled(means.double(), conics, weights, height, width, 0.5, 1 / 255)
