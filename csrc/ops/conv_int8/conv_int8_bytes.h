@@ -41,6 +41,7 @@ class Epilogue {
       multiplier_[size_t(n)] = m, shift_[size_t(n)] = s, scaled_[size_t(n)] = int32_t(high);
       scaled = scaled && m >= 0 && high <= INT32_MAX;
     }
+    for (int i = 0; i < 256; ++i) differences_[i] = a.table[i] ^ (i % 128 < 112 ? a.table[i + 16] : 0);
     int64_t piece = 0;
     for (int64_t t = 0; t < column_tiles; t += 4) {
       const int64_t tiles = column_tiles - t < 4 ? column_tiles - t : 4;
@@ -87,6 +88,29 @@ class Epilogue {
     if (g.positions == 2) return store_as<2>(g, z, count, out);
     store_as<4>(g, z, count, out);
   }
+#elif defined(__AVX2__)
+  /// Likewise, 32 bytes at a time: two tiles of a position, or the only tile of two positions.
+  void store_vectors(const Group& g, const int32_t* z, int64_t count, uint8_t* out) const {
+    const int64_t first = g.tile * 16, together = g.tiles == 1 ? 2 : 1;
+    const int32_t* times = scaled_.data() + first;
+    uint8_t values[64];
+    for (int64_t m = 0; m < count; m += together, z += together * kGroup) {
+      if (together == 2) {
+        look_up(index16(z, times), index16(z + (m + 1 < count ? kGroup : 0), times), values);
+      } else {
+        for (int64_t t = 0; t < g.tiles; t += 2) {
+          const int64_t next = (t + 1 < g.tiles ? t + 1 : t) * 16;
+          look_up(index16(z + t * 16, times + t * 16), index16(z + next, times + next), values + t * 16);
+        }
+      }
+      for (int64_t k = m; k < m + together && k < count; ++k)
+        for (int64_t i = 0; i < g.pieces; ++i) {
+          const Piece& p = pieces_[size_t(g.piece + i)];
+          const int64_t at = p.dy * run + p.at - first + (k - m) * 16;
+          std::memcpy(out + k * run + p.dy * row + p.at, values + at, size_t(p.length));
+        }
+    }
+  }
 #endif
 
  private:
@@ -126,6 +150,38 @@ class Epilogue {
       }
     }
   }
+#elif defined(__AVX2__)
+  /// The indices of sixteen sums, as bytes.
+  static VK_INLINE __m128i index16(const int32_t* sums, const int32_t* times) {
+    const __m256i half = _mm256_set1_epi64x(int64_t(1) << 31);
+    __m256i index[2];
+    VK_UNROLL for (int i = 0; i < 2; ++i) {
+      const __m256i sum = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(sums + i * 8));
+      const __m256i time = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(times + i * 8));
+      const __m256i low = _mm256_add_epi64(_mm256_mul_epi32(sum, time), half);
+      const __m256i odd = _mm256_mul_epi32(_mm256_srli_epi64(sum, 32), _mm256_srli_epi64(time, 32));
+      index[i] = _mm256_blend_epi32(_mm256_srli_epi64(low, 32), _mm256_add_epi64(odd, half), 0xaa);
+    }
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(index[0], index[1]), 0xd8);
+    return _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  }
+
+  /// A shuffle gives 0 where the top bit is set. Piece k of a half table answers for all bytes below its end, and holds
+  /// what it differs by from piece k + 1: of the answers that meet, the first one's own entry remains.
+  VK_INLINE void look_up(__m128i low, __m128i high, uint8_t* values) const {
+    const __m256i index = _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+    __m256i value = _mm256_setzero_si256();
+    VK_UNROLL for (int h = 0; h < 2; ++h) {
+      const __m256i byte = h ? _mm256_xor_si256(index, _mm256_set1_epi8(-128)) : index;
+      VK_UNROLL for (int k = 0; k < 8; ++k) {
+        const __m256i piece = _mm256_broadcastsi128_si256(
+            _mm_load_si128(reinterpret_cast<const __m128i*>(differences_ + h * 128 + k * 16)));
+        const __m256i place = _mm256_adds_epu8(byte, _mm256_set1_epi8(char(0x70 - 16 * k)));
+        value = _mm256_xor_si256(value, _mm256_shuffle_epi8(piece, place));
+      }
+    }
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(values), value);
+  }
 #endif
 
  public:
@@ -137,6 +193,7 @@ class Epilogue {
   Scratch<Group> groups_;
   Scratch<Piece> pieces_;
   Scratch<int32_t> multiplier_, shift_, scaled_;
+  [[maybe_unused]] alignas(16) uint8_t differences_[256];  // of table entries sixteen apart, within each half
 };
 
 }  // namespace

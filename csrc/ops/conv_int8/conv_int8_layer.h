@@ -31,6 +31,8 @@ class Layer {
 #if defined(VK_INT8_UNITS)
     __builtin_cpu_init();
     vectors_ = epilogue_.scaled && __builtin_cpu_supports("avx512vbmi");
+#elif defined(__AVX2__)
+    vectors_ = epilogue_.scaled;
 #endif
   }
 
@@ -53,7 +55,7 @@ class Layer {
                  bias_.data() + t * 16, z.data());
         each_segment(m0, n, [&](int64_t y, int64_t x0, int64_t at, int64_t length) {
           uint8_t* to = out + y * a.scale * row + x0 * epilogue_.run;
-#if defined(VK_INT8_UNITS)
+#if defined(__AVX2__)
           if (vectors_) return epilogue_.store_vectors(g, z.data() + at * kGroup, length, to);
 #endif
           epilogue_.store_portable(g, z.data() + at * kGroup, length, to);
