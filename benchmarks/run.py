@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import os
 import re
@@ -174,11 +175,15 @@ def ops(
     machine = machine_of.describe(threads, device)
     # A shared machine drifts: the bounds take the better of a measurement before and one after the ops.
     before = ceilings_of.measure(device)
-    rows = time_ops(wanted, device=device, seconds=seconds, red=red, progress=typer.echo)
+    rows, command = [], "python benchmarks/run.py " + " ".join(sys.argv[1:])
+    for _, pairs in itertools.groupby(wanted, key=lambda pair: pair[0].name.removesuffix("_backward")):
+        rows += time_ops(list(pairs), device=device, seconds=seconds, red=red, progress=typer.echo)
+        add_bounds(rows, before)
+        _write(machine, command=command, ceilings=before, ops=rows)  # what an interruption leaves
     after = ceilings_of.measure(device)
     ceilings = {name: max(before[name], after[name]) for name in before}
     add_bounds(rows, ceilings)
-    path = _write(machine, command="python benchmarks/run.py " + " ".join(sys.argv[1:]), ceilings=ceilings, ops=rows)
+    path = _write(machine, command=command, ceilings=ceilings, ops=rows)
     typer.echo(f"wrote {path.relative_to(ROOT)}")
     for row in rows:
         what = f"REFUSED {row['op']} {row['case']} {row['dtype']} {row['pass']}: "

@@ -22,7 +22,7 @@ import torch
 
 from vidkernels import data, methods
 from vidkernels.models import VideoViTConfig
-from vidkernels.train import TrainConfig, Trainer
+from vidkernels.train import TrainConfig, Trainer, fastest_precision
 
 CLIPS = ("bigbuckbunny", "bikes")
 
@@ -189,7 +189,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--preset", choices=("tiny", "small"), default="tiny")
     parser.add_argument("--smoke", action="store_true", help="a run of seconds, to see that everything works")
     parser.add_argument("--steps", type=int, help="instead of the preset's")
-    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), help="default: the faster one here")
     parser.add_argument("--out", type=Path, default=Path("runs/pretrain_masked_video"))
     parser.add_argument("--resume", action="store_true", help="go on from --out/checkpoint.pt")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -206,7 +206,7 @@ def main(arguments: list[str] | None = None) -> None:
         batch_size=preset.batch_size,
         learning_rate=preset.learning_rate,
         warmup_steps=max(1, steps // 20),
-        precision=options.precision,
+        precision=options.precision or fastest_precision(device),
         checkpoint_every=max(1, min(100, steps // 3)),
     )
     checkpoint = options.out / "checkpoint.pt"
@@ -225,7 +225,7 @@ def main(arguments: list[str] | None = None) -> None:
     log = {
         "method": "videomae",
         "preset": "smoke" if options.smoke else options.preset,
-        "precision": options.precision,
+        "precision": config.precision,
         "parameters": sum(value.numel() for value in model.parameters()),
         "steps": report.step,
         "seconds": round(report.seconds, 1),

@@ -20,7 +20,7 @@ FLOORS = {
     "integrations": {"functional", "nn", "models"},
     "testing": {"ops"},
 }
-EVERYONE = {"_check", "_native", "_op", "_backend", "_pool", "_case", "_version", "_info", "_tensors"}
+EVERYONE = {"_check", "_native", "_op", "_backend", "_pool", "_case", "_version", "_info", "_tensors", "_half"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -276,3 +276,24 @@ def test_an_index_outside_never_crashes_the_gpu_kernel():
     )
     assert_close(out[0, 2], bias.double(), 1e-7)
     assert_close(out[1, 4], bias.double(), 1e-7)
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_half_precision_products_with_and_without_instructions_for_them(quick, monkeypatch):
+    from vidkernels.ops.embed_visible_tubes import op
+
+    monkeypatch.setattr(op, "multiplies", lambda dtype, device: quick)
+    g = torch.Generator().manual_seed(0)
+    video = torch.randint(0, 256, (2, 4, 32, 32, 3), generator=g, dtype=torch.uint8)
+    index = torch.stack([torch.randperm(8, generator=g)[:5] for _ in range(2)]).int()
+    fixed = (2, 16, 16), (0.5, 0.4, 0.3), (0.2, 0.3, 0.2)
+    leaves = [0.02 * torch.randn(24, 3, 2, 16, 16, generator=g), torch.randn(24, generator=g)]
+
+    def run(dtype, backend):
+        weight, bias = (x.to(torch.bfloat16).to(dtype).requires_grad_() for x in leaves)
+        out = op.embed_visible_tubes(video, weight, bias, index, None, *fixed, backend=backend)
+        cotangent = torch.linspace(-1, 1, out.numel()).to(torch.bfloat16).to(dtype).view_as(out)
+        return out, *torch.autograd.grad(out, (weight, bias), cotangent)
+
+    for ours, exact in zip(run(torch.bfloat16, "cpu"), run(torch.float64, "reference")):
+        assert (ours.double() - exact).abs().max() <= 2**-7 * exact.abs().max()

@@ -1,7 +1,7 @@
 """The training loop, resumable to the bit, and its checkpoints."""
 
 from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from .loop import NonFiniteLossError, TrainConfig, Trainer, TrainReport
+from .loop import NonFiniteLossError, TrainConfig, Trainer, TrainReport, fastest_precision
 
 __all__ = [
     "CheckpointError",
@@ -9,6 +9,7 @@ __all__ = [
     "TrainConfig",
     "TrainReport",
     "Trainer",
+    "fastest_precision",
     "load_checkpoint",
     "save_checkpoint",
 ]

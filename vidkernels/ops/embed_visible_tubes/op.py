@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 
+from vidkernels._half import multiplies
 from vidkernels._op import OpSpec, define
 from vidkernels._pool import empty
 from vidkernels.ops.embed_visible_tubes import reference
@@ -67,7 +68,9 @@ def _native(kernel, video, weight, bias, visible_index, position, tube, mean, st
         _dense(video), weight.contiguous(), None if bias is None else bias.contiguous(), visible_index.contiguous(),
         None if position is None else position.contiguous(), tube, mean, std, columns, folded, out,
     )  # fmt: skip
-    if not complete:
+    if not complete and not multiplies(dtype, device):
+        out.copy_(torch.addmm(out.float(), columns.float(), folded.float().t()))
+    elif not complete:
         step = _ROWS.get(dtype, rows)
         parts = max(1, -(-rows // max(1, step)))
         for i in range(parts):
@@ -125,7 +128,10 @@ def _native_backward(kernel, grad_out, video, visible_index, tube, mean, std, wi
     sums = empty((dim,), torch.float64 if dtype is torch.float64 else torch.float32, device)
     fixed = grad, video, index, tube, mean, std
     kernel(*fixed, columns, None, None, None, None, None)
-    torch.mm(grad.t(), columns, out=product)
+    if multiplies(dtype, device):
+        torch.mm(grad.t(), columns, out=product)
+    else:
+        product.copy_(torch.mm(grad.float().t(), columns.float()))
     kernel(*fixed, None, product, grad_weight, grad_bias, grad_position if with_position else None, sums)
     return grad_weight, grad_bias, grad_position
 
