@@ -11,7 +11,7 @@ START, END = "<!-- benchmarks:start -->", "<!-- benchmarks:end -->"
 def render(root: Path) -> list[Path]:
     """Write the short table into README.md and all tables into benchmarks/RESULTS.md; returns the files written.
 
-    Only the newest version with results is shown. README.md takes its first CPU machine; a file without the markers is
+    Only the newest version with results is shown. README.md takes the CPU machine with most rows; a file without the markers is
     left alone, RESULTS.md is made if it is missing.
     """
     documents = load(root / "benchmarks" / "results")
@@ -21,7 +21,7 @@ def render(root: Path) -> list[Path]:
     readme = root / "README.md"
     if readme.exists() and START in readme.read_text():
         cpu = [d for d in documents if not d["machine"]["gpu"]] or documents
-        replace_between_markers(readme, summary(cpu[0]))
+        replace_between_markers(readme, summary(max(cpu, key=lambda d: len(d.get("ops", [])))))
         written.append(readme)
     results = root / "benchmarks" / "RESULTS.md"
     if not results.exists():

@@ -16,6 +16,6 @@ def _on_cpu(dtype: torch.dtype) -> bool:
     return check is None or bool(check())
 
 
-def multiplies(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether matrices of `dtype` should be multiplied as they are on `device`, not in float32."""
-    return dtype not in _CHECKS or device.type != "cpu" or _on_cpu(dtype)
+def multiplies(dtype: torch.dtype, device: str = "cpu") -> bool:
+    """Whether matrices of `dtype` should be multiplied as they are on a kind of device, not in float32."""
+    return dtype not in _CHECKS or device != "cpu" or _on_cpu(dtype)

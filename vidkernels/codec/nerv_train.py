@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._half import multiplies
 from ..functional import frame_loss
 from ..functional.nerv.rate import fake_quantize_rate
 from ..nn.nerv.optim import MultiTensorAdam
@@ -149,15 +150,13 @@ class Trainer:
         generator = torch.Generator().manual_seed((self.seed << 32) + self.at)
         index = self._batch()
         weights, latents, bits = self._numbers(index, generator)
-        with torch.autocast("cpu", torch.bfloat16):  # half the bits cost nothing measurable
+        with torch.autocast("cpu", torch.bfloat16, enabled=multiplies(torch.bfloat16)):  # costs nothing measurable
             if self.ranges is None:
                 pictures = self.network.pictures(weights, latents, index)
             else:
                 pictures = self.network.cut(simulated(self.network.layers, weights, latents, self.ranges))
         weight = None if self.counted is None else self.counted[index % len(self.counted)].float()
-        square = frame_loss(
-            pictures.float().permute(0, 2, 3, 1), self.frames[index], weight, l1=0.0, l2=1.0, ssim=0.0
-        )  # fmt: skip
+        square = frame_loss(pictures.float().permute(0, 2, 3, 1), self.frames[index], weight, l1=0.0, l2=1.0, ssim=0.0)
         loss = square + self.plan.price * self._ramp() * bits / math.prod(self.frames.shape[:3])
         if not math.isfinite(loss.item()):
             raise FloatingPointError(f"the loss of step {self.at} is {loss.item()}")

@@ -54,7 +54,7 @@ def fastest_precision(device: torch.device | str) -> str:
         >>> fastest_precision("cpu") in ("bf16", "fp32")
         True
     """
-    return "bf16" if multiplies(torch.bfloat16, torch.device(device)) else "fp32"
+    return "bf16" if multiplies(torch.bfloat16, torch.device(device).type) else "fp32"
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def _native(kernel, video, weight, bias, visible_index, position, tube, mean, st
         _dense(video), weight.contiguous(), None if bias is None else bias.contiguous(), visible_index.contiguous(),
         None if position is None else position.contiguous(), tube, mean, std, columns, folded, out,
     )  # fmt: skip
-    if not complete and not multiplies(dtype, device):
+    if not complete and not multiplies(dtype, device.type):
         out.copy_(torch.addmm(out.float(), columns.float(), folded.float().t()))
     elif not complete:
         step = _ROWS.get(dtype, rows)
@@ -128,7 +128,7 @@ def _native_backward(kernel, grad_out, video, visible_index, tube, mean, std, wi
     sums = empty((dim,), torch.float64 if dtype is torch.float64 else torch.float32, device)
     fixed = grad, video, index, tube, mean, std
     kernel(*fixed, columns, None, None, None, None, None)
-    if multiplies(dtype, device):
+    if multiplies(dtype, device.type):
         torch.mm(grad.t(), columns, out=product)
     else:
         product.copy_(torch.mm(grad.float().t(), columns.float()))
