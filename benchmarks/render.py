@@ -11,8 +11,8 @@ START, END = "<!-- benchmarks:start -->", "<!-- benchmarks:end -->"
 def render(root: Path) -> list[Path]:
     """Write the short table into README.md and all tables into benchmarks/RESULTS.md; returns the files written.
 
-    Only the newest version with results is shown. README.md takes the CPU machine with most rows; a file without the markers is
-    left alone, RESULTS.md is made if it is missing.
+    Only the newest version with results is shown. README.md takes the CPU machine with most rows; a file without the
+    markers is left alone, RESULTS.md is made if it is missing.
     """
     documents = load(root / "benchmarks" / "results")
     if not documents:
