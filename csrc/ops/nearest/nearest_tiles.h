@@ -121,8 +121,10 @@ VK_INLINE uint32_t not_above(const float* a, const float* limit) {
 
 #if defined(__AVX512F__)
 constexpr int kTileCodes = 12, kTileParts = 2;  // 24 accumulators
+#elif defined(__AVX2__)
+constexpr int kTileCodes = 4, kTileParts = 3;  // 16 registers, and products that wait for no sum
 #elif defined(__SSE4_1__)
-constexpr int kTileCodes = 4, kTileParts = 2;  // 16 registers
+constexpr int kTileCodes = 4, kTileParts = 2;
 #else
 constexpr int kTileCodes = 4, kTileParts = 4;
 #endif
@@ -138,28 +140,29 @@ VK_INLINE PartF min_part(PartF a, PartF b) { return a < b ? a : b; }
 VK_INLINE PartF min4(const PartF* a) { return min_part(min_part(a[0], a[1]), min_part(a[2], a[3])); }
 
 /// points[p]: where part p of the packed points begins; codes: kTileCodes rows; minima[p]: of the first group.
+template <int kWidth>
 inline void tile_f32(const float* const* points, const float* codes, int64_t code_stride, const float* bias,
                      int64_t dim, float* const* minima) {
-  PartF sum[kTileCodes][kTileParts];
+  PartF sum[kTileCodes][kWidth];
 #pragma GCC unroll 12
   for (int i = 0; i < kTileCodes; ++i)
 #pragma GCC unroll 4
-    for (int p = 0; p < kTileParts; ++p) sum[i][p] = PartF{} + bias[i];
+    for (int p = 0; p < kWidth; ++p) sum[i][p] = PartF{} + bias[i];
   for (int64_t d = 0; d < dim; ++d) {
-    PartF x[kTileParts];
+    PartF x[kWidth];
 #pragma GCC unroll 4
-    for (int p = 0; p < kTileParts; ++p) x[p] = load_part(points[p] + d * kLanes);
+    for (int p = 0; p < kWidth; ++p) x[p] = load_part(points[p] + d * kLanes);
 #pragma GCC unroll 12
     for (int i = 0; i < kTileCodes; ++i) {
       const float c = codes[i * code_stride + d];  // `PartF{} + c` would add the zeros
 #pragma GCC unroll 4
-      for (int p = 0; p < kTileParts; ++p) sum[i][p] = x[p] * c + sum[i][p];
+      for (int p = 0; p < kWidth; ++p) sum[i][p] = x[p] * c + sum[i][p];
     }
   }
 #pragma GCC unroll 3
   for (int g = 0; g < kTileCodes / kGroup; ++g)
 #pragma GCC unroll 4
-    for (int p = 0; p < kTileParts; ++p) {
+    for (int p = 0; p < kWidth; ++p) {
       PartF least = sum[g * kGroup][p];
 #pragma GCC unroll 3
       for (int i = 1; i < kGroup; ++i) least = min_part(least, sum[g * kGroup + i][p]);
@@ -170,16 +173,19 @@ inline void tile_f32(const float* const* points, const float* codes, int64_t cod
 /// All parts of `blocks` blocks (an even number on AVX-512) against one tile of codes.
 inline void tiles_f32(const float* packed, int64_t blocks, const float* codes, int64_t code_stride, const float* bias,
                       int64_t dim, float* minima, int64_t block_minima) {
-  const int64_t per_tile = kTileParts * kPartLanes;
-  for (int64_t first = 0; first < blocks * kLanes; first += per_tile) {
-    const float* points[kTileParts];
-    float* out[kTileParts];
-    for (int p = 0; p < kTileParts; ++p) {
-      const int64_t lane = first + p * kPartLanes;
-      points[p] = packed + lane / kLanes * dim * kLanes + lane % kLanes;
-      out[p] = minima + lane / kLanes * block_minima + lane % kLanes;
-    }
-    tile_f32(points, codes, code_stride, bias, dim, out);
+  const float* points[kTileParts];
+  float* out[kTileParts];
+  int parts = 0;
+  for (int64_t lane = 0; lane < blocks * kLanes; lane += kPartLanes) {
+    points[parts] = packed + lane / kLanes * dim * kLanes + lane % kLanes;
+    out[parts] = minima + lane / kLanes * block_minima + lane % kLanes;
+    if (++parts < kTileParts) continue;
+    tile_f32<kTileParts>(points, codes, code_stride, bias, dim, out);
+    parts = 0;
+  }
+  if constexpr (kTileParts == 3) {
+    if (parts == 2) tile_f32<2>(points, codes, code_stride, bias, dim, out);
+    if (parts == 1) tile_f32<1>(points, codes, code_stride, bias, dim, out);
   }
 }
 
