@@ -11,7 +11,7 @@ from vidkernels.methods.clustering.dicface import DicFace
 from vidkernels.models.conv_frames import as_frames
 
 SIDE, FRAMES, NOISE = 32, 6, 50.0
-CLEAN_STEPS, STEPS = 300, 200
+CLEAN_STEPS, STEPS = 500, 250
 
 
 @pytest.fixture(autouse=True)
@@ -100,27 +100,30 @@ def test_mixtures_flicker_less_than_the_likeliest_codes():
     assert flicker(held_out, motion) < 0.01
     degraded = with_noise(held_out, generator)
     config = replace(DicFace.Config.tiny(), codes=64, dim=16, width=32)
-    torch.manual_seed(0)
+    torch.manual_seed(1)
+    generator.manual_seed(1)
     prior = DicFace(config)
-    optimizer = torch.optim.Adam(prior.parameters(), 4e-3)
+    optimizer = torch.optim.Adam(prior.parameters(), 2e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=CLEAN_STEPS)
     for _ in range(CLEAN_STEPS):
         pick = torch.randint(len(train), (4,), generator=generator)
         loss = prior.clean_step(train[pick][:, ::3], generator)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        schedule.step()
     prior.freeze_codes()
     with torch.no_grad():
         prior.quantizer.eval()
         codes = prior.quantizer(prior.encoder(as_frames(train))).index.unflatten(0, train.shape[:2])
     scores = {"degraded": (psnr(degraded, held_out), flicker(degraded, motion))}
     for name in ("mixture", "likeliest"):
-        torch.manual_seed(1)
-        model, draws = DicFace(config), torch.Generator().manual_seed(1)
+        torch.manual_seed(2)
+        model, draws = DicFace(config), torch.Generator().manual_seed(2)
         model.load_state_dict(prior.state_dict())
         model.quantizer.eval()
-        optimizer = torch.optim.Adam(model.parameters(), 4e-3)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=STEPS)
+        optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=STEPS)
         for _ in range(STEPS):
             pick = torch.randint(len(train), (4,), generator=draws)
             clean, noisy = train[pick], with_noise(train[pick], draws)
