@@ -7,17 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vidkernels.codec.block_motion import Motion
 from vidkernels.codec.gaussian_bits import (
     ATTRIBUTES,
-    decode_change,
+    Written,
     decode_key,
-    encode_change,
     encode_key,
     pack,
     unpack,
     z_order,
 )
-from vidkernels.codec.gaussian_model import decode_gop, join_gop
+from vidkernels.codec.gaussian_model import Grid, decode_gop, join_gop
+from vidkernels.codec.passes import Estimate, PassReader, encode_passes
 
 SETTINGS = settings(max_examples=15, deadline=None)
 COUNTS = st.sampled_from([0, 1, 2, 3, 4, 5, 17, 64, 201])
@@ -29,6 +30,15 @@ def key_frame(count, seed, spread=1500):
     random = np.random.default_rng(seed)
     q = np.concatenate([random.integers(-40, spread, (count, 2)), random.integers(-99, 99, (count, 6))], 1)
     return q.astype(np.int32)[z_order(q[:, :2], 4)]
+
+
+GRID = Grid(72, 100, block=16)  # 3 x 4 coarse blocks, 5 x 7 fine ones
+
+
+def motion(seed, share=0.3, size=60):
+    random = np.random.default_rng(seed)
+    coarse, fine = (random.integers(-size, size + 1, (2, *shape)).astype(np.int32) for shape in ((3, 4), (5, 7)))
+    return Motion(coarse, fine * (random.random((5, 7)) < share))
 
 
 def change(count, seed, share):
@@ -56,13 +66,43 @@ def test_a_key_frame_in_any_order_and_of_extreme_numbers_comes_back(count, seed,
     np.testing.assert_array_equal(decode_key(memoryview(encode_key(q)), count), q)
 
 
+def written(count, frames):
+    """The bytes of [(motion, change)]."""
+    writer, changes = Written(), GRID.changes(count)
+    for frame in frames:
+        changes.step(writer, *frame)
+    return encode_passes(writer.passes)
+
+
+def read(data, count, frames):
+    reader, changes = PassReader(data), GRID.changes(count)
+    for _ in range(frames):
+        changes.step(lambda contexts, _: reader.take(len(contexts), contexts))
+        yield changes.motion, changes.change
+    assert reader.finished()
+
+
+def assert_comes_back(count, frames):
+    for got, meant in zip(read(written(count, frames), count, len(frames)), frames, strict=True):
+        assert got[1].dtype == np.int32
+        np.testing.assert_array_equal(got[0].coarse, meant[0].coarse)
+        np.testing.assert_array_equal(got[0].fine, meant[0].fine)
+        np.testing.assert_array_equal(got[1], meant[1])
+
+
 @given(COUNTS, SEEDS, st.sampled_from([0.0, 0.05, 0.5, 1.0]), st.sampled_from([0.0, 0.1, 1.0]))
 @SETTINGS
-def test_a_change_comes_back(count, seed, share, share_before):
-    before, now = change(count, seed + 1, share_before), change(count, seed, share)
-    got = decode_change(memoryview(encode_change(now, before)), before)
-    assert got.dtype == np.int32
-    np.testing.assert_array_equal(got, now)
+def test_changes_come_back(count, seed, share, other_share):
+    assert_comes_back(count, [(motion(seed + k, s), change(count, seed + k, s)) for k, s in
+                              enumerate((other_share, share, 0.2, share, 0.0))])  # fmt: skip
+
+
+@given(SEEDS, st.integers(0, 22))
+@SETTINGS
+def test_changes_of_any_size_come_back(seed, bits):
+    random = np.random.default_rng(seed)
+    large = random.integers(-LARGEST >> bits, (LARGEST >> bits) + 1, (17, ATTRIBUTES), dtype=np.int32)
+    assert_comes_back(17, [(motion(seed, 1.0, LARGEST >> bits), large), (motion(seed, 0.0), -large)])
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5])
@@ -72,23 +112,42 @@ def test_every_pattern_of_changing_gaussians_comes_back(count):
             now, before = np.zeros((2, count, ATTRIBUTES), np.int32)
             now[[k for k in range(count) if pattern >> k & 1], 3] = -2
             before[[k for k in range(count) if before_pattern >> k & 1], 6] = 9
-            np.testing.assert_array_equal(decode_change(memoryview(encode_change(now, before)), before), now)
+            assert_comes_back(count, [(motion(0, 0.0), before), (motion(1, 0.5), now)])
+
+
+def test_every_set_of_changing_numbers_comes_back():
+    now = np.array([[(mask >> k & 1) * (k - 9) for k in range(ATTRIBUTES)] for mask in range(256)], np.int32)
+    assert_comes_back(256, [(motion(0), now), (motion(1), now[::-1].copy())])
 
 
 def test_nothing_that_changes_costs_next_to_nothing():
     still = np.zeros((5000, ATTRIBUTES), np.int32)
-    assert len(encode_change(still, still)) < 60
+    for steady in (motion(0, 0.0, 0), motion(0, 0.0)):  # no motion, and always the same
+        one, many = (len(written(5000, [(steady, still)] * count)) for count in (1, 9))
+        assert one < 200
+        assert many - one < 8 * 20
 
 
 def test_what_changed_before_makes_the_next_change_cheaper():
-    """The contexts are worth something: the same ten places again, against ten others."""
-    before = np.zeros((4000, ATTRIBUTES), np.int32)
+    """The contexts are worth something: the same places again, against others."""
+    at_rest, before = motion(0, 0.0, 0), np.zeros((4000, ATTRIBUTES), np.int32)
     before[100:500] = 1
-    elsewhere = np.roll(before, 2000, 0)
-    elsewhere[::3] = 0
-    again = before.copy()
-    again[::3] = 0
-    assert len(encode_change(again, before)) < len(encode_change(elsewhere, before)) - 20
+    again, elsewhere = before.copy(), np.roll(before, 2000, 0)
+    again[::3] = elsewhere[::3] = 0
+    costs = [len(written(4000, [(at_rest, before), (at_rest, after)])) for after in (again, elsewhere)]
+    assert costs[0] < costs[1] - 20
+
+
+@given(st.sampled_from([201]), SEEDS)
+@SETTINGS
+def test_an_estimate_is_near_what_passes_take(count, seed):
+    writer, changes, estimate = Written(), GRID.changes(50 * count), Estimate()
+    for k in range(4):
+        changes.step(writer, motion(seed + k), change(50 * count, seed + k, 0.4))
+    estimate.add(writer.passes[:7])
+    estimate.add(writer.passes[7:])
+    size = len(encode_passes(writer.passes))
+    assert abs(estimate.bytes() - size) < 0.1 * size
 
 
 def test_neighbours_on_the_curve_are_cheap():
@@ -124,28 +183,50 @@ def test_z_order_by_hand():
 
 
 def gop(count, frames, seed):
-    q = key_frame(count, seed)
-    pictures, coded, before = [q], [encode_key(q)], np.zeros_like(q)
+    key = key_frame(count, seed, 200)
+    pictures, steps = [key * GRID.steps], []
     for k in range(frames - 1):
-        step = change(count, seed + k, 0.3)
-        coded.append(encode_change(step, before))
-        pictures.append(pictures[-1] + step)
-        before = step
-    return join_gop(count, coded), pictures
+        steps.append((motion(seed + k), change(count, seed + k, 0.3)))
+        pictures.append(GRID.moved(pictures[-1], steps[-1][0]) + steps[-1][1] * GRID.steps)
+    return join_gop(count, encode_key(key), written(count, steps)), pictures
 
 
 @given(st.sampled_from([1, 2, 5, 40]), st.integers(1, 5), SEEDS)
 @SETTINGS
 def test_a_gop_comes_back(count, frames, seed):
     data, pictures = gop(count, frames, seed)
-    np.testing.assert_array_equal(list(decode_gop(memoryview(data), frames)), pictures)
+    np.testing.assert_array_equal(list(decode_gop(memoryview(data), frames, GRID)), pictures)
+
+
+def test_blocks_take_along_what_is_in_them():
+    still = motion(0, 0.0, 0)
+    still.coarse[:, 1, 2] = 24, -8  # 32 to 64 pixels down, 64 to 96 to the right
+    still.fine[:, 2, 5] = -16, 0  # the right upper quarter of it
+    at = np.array([[63.9, 40.0], [64.0, 32.0], [80.0, 47.9], [80.0, 48.0], [95.0, 63.0], [70.0, 64.0]])
+    q = np.zeros((6, ATTRIBUTES), np.int32)
+    q[:, :2] = np.floor(16 * at)
+    q[:, 2:] = 7
+    moved = GRID.moved(q, still) - q
+    expected = [(0, 0), (24, -8), (8, -8), (24, -8), (24, -8), (0, 0)]
+    np.testing.assert_array_equal(moved[:, :2], expected)
+    assert not moved[:, 2:].any()
+
+
+def test_what_is_outside_of_the_picture_moves_with_the_nearest_block():
+    field = motion(3)
+    q = np.zeros((4, ATTRIBUTES), np.int32)
+    q[:, :2] = [(-500, -1), (16 * 3000, 16 * 30), (16 * 50, 16 * 5000), (-1, 16 * 71)]
+    whole = field.whole()
+    assert whole.shape == (2, 5, 7)
+    expected = [whole[:, 0, 0], whole[:, 1, 6], whole[:, 4, 3], whole[:, 4, 0]]
+    np.testing.assert_array_equal((GRID.moved(q, field) - q)[:, :2], expected)
 
 
 def test_a_gop_of_another_number_of_frames_is_refused():
     data, _ = gop(40, 3, 0)
-    for frames in (0, 1, 2, 4):
-        with pytest.raises(ValueError, match="parts"):
-            list(decode_gop(memoryview(data), frames))
+    for frames in (1, 2, 4):
+        with pytest.raises(ValueError, match=r"."):
+            list(decode_gop(memoryview(data), frames, GRID))
 
 
 @given(st.lists(st.binary(max_size=20), max_size=6))
@@ -160,7 +241,7 @@ def test_parts_come_back(parts):
 @settings(max_examples=100, deadline=None)
 def test_random_bytes_are_refused(data, frames):
     with pytest.raises(ValueError, match=r"."):
-        list(decode_gop(memoryview(data), frames))
+        list(decode_gop(memoryview(data), frames, GRID))
 
 
 def mutations(data, count, seed):
@@ -189,7 +270,7 @@ def survive(count):
     try:
         for bad in mutations(good, count, 2):
             try:
-                for q in decode_gop(memoryview(bad), 4):
+                for q in decode_gop(memoryview(bad), 4, GRID):
                     assert q.dtype == np.int32
                     assert q.shape[1] == ATTRIBUTES
             except ValueError:
@@ -215,7 +296,7 @@ def test_a_count_that_the_bytes_cannot_hold_is_refused_before_memory_is_taken():
     for count in (1 << 22, (1 << 22) + 1, (1 << 32) - 1, 8 * len(key) + 1):
         tracemalloc.start()
         with pytest.raises(ValueError, match="cannot be in"):
-            list(decode_gop(memoryview(join_gop(count, [key])), 1))
+            list(decode_gop(memoryview(join_gop(count, key, b"")), 1, GRID))
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
         tracemalloc.stop()
 

@@ -180,10 +180,17 @@ def test_a_file_of_another_model_or_a_wrong_config_is_refused(tmp_path):
     with pytest.raises(ValueError, match="octree"):
         open_vkv(write("octree", {}))
     good = [-1, -1, -5, -5, -5, -8, -7, -7]
-    for logs in (None, 3, good[:7], [*good, 0], [*good[:7], 9], [*good[:7], -25], [*good[:7], 0.5], [True] * 8):
+    for logs in (None, 3, good[:7], [*good, 0], [*good[:7], 9], [*good[:7], -25], [*good[:7], 0.5], [True] * 8,
+                 [-5, *good[1:]]):  # fmt: skip
         with pytest.raises(ValueError, match="quanta_log2"):
-            open_vkv(write("gaussian", {"quanta_log2": logs}))
-    with open_vkv(write("gaussian", {"quanta_log2": good})) as video, pytest.raises(DamagedFileError, match="LAYR"):
+            open_vkv(write("gaussian", {"quanta_log2": logs, "block": 32}))
+    for block in (None, 0, 4, 33, 32.0, True, 1 << 17):
+        with pytest.raises(ValueError, match="block"):
+            open_vkv(write("gaussian", {"quanta_log2": good, "block": block}))
+    with (
+        open_vkv(write("gaussian", {"quanta_log2": good, "block": 32})) as video,
+        pytest.raises(DamagedFileError, match="LAYR"),
+    ):
         video[0]
 
 

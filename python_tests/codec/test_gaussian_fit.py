@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from vidkernels import _native
-from vidkernels.codec.gaussian_fit import LEAST, Moments, descend, fit_change, fit_key, seeds
+from vidkernels.codec import gaussian_fit
+from vidkernels.codec.gaussian_fit import LEAST, Moments, descend, fit_change, fit_key, relocations, seeds
 from vidkernels.codec.gaussian_model import Grid
 
 pytestmark = pytest.mark.skipif(_native._C is None, reason="needs the compiled module")
@@ -89,7 +90,7 @@ def test_a_key_frame_gets_better_with_steps_and_gaussians(moving_clip):
         q, _ = fit_key(frame, grid, count, steps, torch.Generator().manual_seed(3))
         assert q.shape == (count, 8)
         assert q.dtype == np.int32
-        return float((grid.draw(grid.values(q)).float() - frame.float()).square().mean())
+        return float((grid.draw(grid.values(q * grid.steps)).float() - frame.float()).square().mean())
 
     assert error(60, 80) < 0.6 * error(60, 6)
     assert error(100, 80) < error(20, 80)
@@ -111,6 +112,7 @@ def test_the_same_bits_for_a_seed_and_for_any_threads(moving_clip):
 
     def work(seed):
         q, moments = fit_key(frames[0], grid, 60, 30, torch.Generator().manual_seed(seed))
+        q = q * grid.steps
         return q, fit_change(q, moments, frames[1], grid, 8, 0.001)
 
     threads, results = torch.get_num_threads(), []
@@ -129,8 +131,9 @@ def test_the_same_bits_for_a_seed_and_for_any_threads(moving_clip):
 def test_what_stands_still_does_not_change_at_a_high_price(moving_clip):
     frame, grid = moving_clip(1, 48, 64)[0], Grid(48, 64)
     q, moments = fit_key(frame, grid, 60, 60, torch.Generator().manual_seed(0))
+    q = q * grid.steps
     shown = grid.draw(grid.values(q))
-    np.testing.assert_array_equal(fit_change(q, moments, shown, grid, 10, 5.0), q)
+    assert not fit_change(q, moments, shown, grid, 10, 5.0).any()
 
 
 def test_a_change_follows_the_picture_and_its_price(moving_clip):
@@ -138,10 +141,53 @@ def test_a_change_follows_the_picture_and_its_price(moving_clip):
 
     def follow(price):
         q, moments = fit_key(frames[0], grid, 60, 60, torch.Generator().manual_seed(0))
-        after = fit_change(q, moments, frames[1], grid, 20, price)
+        q = q * grid.steps
+        after = q + fit_change(q, moments, frames[1], grid, 20, price) * grid.steps
         error = [float((grid.draw(grid.values(x)).float() - frames[1].float()).square().mean()) for x in (q, after)]
         return int((after != q).sum()), error
 
     (many, (still, moved)), (few, _) = follow(1e-4), follow(0.05)
     assert moved < still
     assert few < many
+
+
+def test_gaussians_that_do_nothing_go_to_where_the_error_is():
+    grid, frame = Grid(48, 64), torch.zeros(48, 64, 3, dtype=torch.uint8)
+    frame[16:24, 40:48] = 255  # one cell
+    values = torch.zeros(4, 8)
+    values[:, 2] = values[:, 4] = 2.0
+    values[:, :2] = torch.tensor([[20.0, 20.0], [-50.0, 5.0], [10.0, 40.0], [30.0, 500.0]])
+    values[:, 5] = 0.3
+    values[2, 5] = 1e-4  # hardly shows
+    rows, fresh = relocations(values, frame, grid, 0.001)
+    assert rows[0] == 1  # outside, like 3; which of the two is first is their order
+    np.testing.assert_allclose(fresh[0, :2], [44.0, 20.0])
+    assert 0 not in rows  # it shows, and draws where nothing should be: not to be helped by others
+    assert not fresh[:, 5:].any()
+    # Nothing moves where the picture is right, or where a bit is worth more than all of the error.
+    assert len(relocations(values, grid.draw(values), grid, 0.001)[0]) == 0
+    assert len(relocations(values, frame, grid, 10.0)[0]) == 0
+
+
+def test_what_comes_into_view_gets_gaussians(monkeypatch):
+    """A square appears on a still background; some Gaussians lie outside and are of use there."""
+    grid = Grid(48, 64)
+    frame = torch.full((48, 64, 3), 60, dtype=torch.uint8)
+    q, start = fit_key(frame, grid, 60, 60, torch.Generator().manual_seed(0))
+    q = q * grid.steps
+    q[:12, :2] = -100 * 16
+    target = grid.draw(grid.values(q)).clone()
+    target[8:24, 8:24] = 250
+
+    def follow():
+        moments = Moments(start.mean.clone(), start.variance.clone(), start.steps)
+        change = fit_change(q, moments, target, grid, 100, 1e-3)
+        after = grid.draw(grid.values(q + change * grid.steps))
+        return change, float((after.float() - target.float()).square().mean())
+
+    change, error = follow()
+    assert (np.abs(change[:12, :2]).max(1) > 50).any()
+    monkeypatch.setattr(gaussian_fit, "_BITS_OF_NEW", float("inf"))
+    change, without = follow()
+    assert not change[:12].any()
+    assert error < 0.7 * without

@@ -61,7 +61,7 @@ def test_interrupted_again_and_again(source, tmp_path):
     assert out.read_bytes() == (tmp_path / "whole.vkv").read_bytes()
 
 
-@pytest.mark.parametrize("name", ["fit_change", "encode_change", "frame_hash", "fit_key", "encode_key"])
+@pytest.mark.parametrize("name", ["fit_change", "block_motion", "encode_passes", "frame_hash", "fit_key", "encode_key"])
 def test_interrupted_inside_a_frame(source, tmp_path, monkeypatch, name):
     """Ctrl-C does not wait for a frame to end."""
     path, _ = source(frames=5)
@@ -150,7 +150,7 @@ def test_a_damaged_state_is_refused(source, tmp_path):
     state.write_bytes(save(arrays, {"facts": json.dumps({**facts, "version": 2})}))
     with pytest.raises(ValueError, match="version 2"):
         run(gaussian.resume(state))
-    for name in ("mean", "variance", "coded", "lengths", "hashes"):
+    for name in ("mean", "variance", "symbols", "lengths", "hashes"):
         state.write_bytes(save({k: v for k, v in arrays.items() if k != name}, {"facts": json.dumps(facts)}))
         with pytest.raises(ValueError, match="resume"):
             run(gaussian.resume(state))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 import time
+import zlib
 from collections.abc import Generator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,12 +20,14 @@ import numpy as np
 import torch
 
 from .. import _check
+from .block_motion import Motion, block_motion
 from .clip import Clip, color_of, decibels, ticks_behind, timestamps, whole_audio
 from .container import ContainerReader, ContainerWriter, Header, frame_hash
-from .gaussian_bits import encode_change, encode_key
+from .gaussian_bits import Written, decode_key, encode_key
 from .gaussian_fit import Moments, Plan, descend, fit_change, fit_key
 from .gaussian_model import FINE_LOG2, Grid, join_gop
 from .onto import Onto
+from .passes import Estimate, encode_passes
 from .protocol import Goal, Progress, Source, state_path
 from .state import reading_state, safetensors_for, state_facts, write_state
 
@@ -86,7 +89,7 @@ def _plan(clip: Clip, grid: Grid, goal: Goal, gop: int) -> Plan:
     if goal.seconds is not None:
         count = max(16, round(pixels / _PIXELS_IN_HASTE))
         q, moments = fit_key(clip[0], grid, count, 30, torch.Generator().manual_seed(_SEED))
-        numbers, pace = grid.values(q), torch.ones(12)
+        numbers, pace = grid.values(q * grid.steps), torch.ones(12)
         descend(numbers, None, moments, clip[0], pace)  # warms up
         step = _seconds(lambda: descend(numbers, None, moments, clip[0], pace)) / len(pace)
         each = _seconds(lambda: (grid.draw(numbers), encode_key(q)))  # what a frame needs beside its steps
@@ -107,6 +110,48 @@ def _plan(clip: Clip, grid: Grid, goal: Goal, gop: int) -> Plan:
     return Plan(max(16, round(count * min(8.0, density))), 800, 100, price=0.002, psnr=goal.psnr)
 
 
+class Stretch:
+    """A group of pictures in work: its last integers, and all that is to be coded of it."""
+
+    def __init__(self, grid: Grid, key: bytes, steps: np.ndarray):
+        self.grid, self.key, self.q = grid, key, steps * grid.steps
+        self.changes = grid.changes(len(steps))
+        self.symbols: list[bytes] = []  # of each change; the contexts follow from them
+        self._passes: list[tuple[np.ndarray, np.ndarray]] = []
+        self._estimate = Estimate()
+
+    def add(self, motion: Motion, change: np.ndarray) -> None:
+        """The next frame."""
+        written = Written()
+        self.changes.step(written, motion, change)
+        self._added(written.passes)
+
+    def again(self, symbols: bytes) -> None:
+        """The next frame from what `symbols` held of it."""
+        values, at, written = np.frombuffer(zlib.decompress(symbols), np.int32), 0, Written()
+
+        def read(contexts, _):
+            nonlocal at
+            at += len(contexts)
+            return written(contexts, values[at - len(contexts) : at])
+
+        self.changes.step(read)
+        self._added(written.passes)
+
+    def _added(self, passes: list[tuple[np.ndarray, np.ndarray]]) -> None:
+        self.q = self.grid.moved(self.q, self.changes.motion) + self.changes.change * self.grid.steps
+        self.symbols.append(zlib.compress(np.concatenate([s for s, _ in passes]).tobytes(), 1))
+        self._passes += passes
+        self._estimate.add(passes)
+
+    def bytes(self) -> int:
+        """What it takes, nearly."""
+        return len(self.key) + self._estimate.bytes()
+
+    def coded(self) -> bytes:
+        return join_gop(len(self.q), self.key, encode_passes(self._passes))
+
+
 class Run:
     """A fit in progress: what is done, and what the next frame needs."""
 
@@ -114,13 +159,11 @@ class Run:
         self.clip, self.out, self.grid, self.gop, self.plan = clip, out, grid, gop, plan
         self.began, self.spent_before = began - spent, spent
         self.gops: list[dict] = []  # finished: first frame, pts, bytes, hashes
-        self.frames: list[np.ndarray] = []  # integers of the GOP in work
-        self.coded: list[bytes] = []
+        self.stretch: Stretch | None = None  # the GOP in work
         self.hashes: list[bytes] = []
         self.moments: Moments | None = None
         self.squares: list[float] = []  # mean squared error of each finished frame
         self.bytes = 0
-        self.change = None
         self.whole = True  # False while a frame or a GOP is being added: half of one is not to be saved
 
     @property
@@ -161,16 +204,18 @@ class Run:
         target = self.clip[i]
         if i == first:
             generator = torch.Generator().manual_seed(_SEED + i)
-            q, moments = fit_key(target, self.grid, self.plan.count, self.plan.key_steps, generator)
-            coded, change = encode_key(q), np.zeros_like(q)
+            key, moments = fit_key(target, self.grid, self.plan.count, self.plan.key_steps, generator)
+            stretch = Stretch(self.grid, encode_key(key), key)
+            q = stretch.q
         else:
-            last = self.frames[-1]
+            stretch = self.stretch
             # On a copy: interrupted within a frame, the state must be that of the frame before.
             moments = replace(self.moments, mean=self.moments.mean.clone(), variance=self.moments.variance.clone())
-            q = fit_change(last, moments, target, self.grid, self.plan.steps, self.plan.price,
-                           self.plan.haste)  # fmt: skip
-            change = q - last
-            coded = encode_change(change, self.change)
+            motion = block_motion(self.clip[i - 1], target, stretch.changes.motion.coarse, self.grid.block)
+            moved = self.grid.moved(stretch.q, motion)
+            change = fit_change(moved, moments, target, self.grid, self.plan.steps, self.plan.price,
+                                self.plan.haste)  # fmt: skip
+            q = moved + change * self.grid.steps
         picture = self.grid.draw(self.grid.values(q))
         square = float((picture.float() - target.float()).square().mean(dtype=torch.float64)) / 255**2
         if not math.isfinite(float(moments.variance.sum())):
@@ -178,11 +223,11 @@ class Run:
                         error=FloatingPointError)  # fmt: skip
         digest = frame_hash(picture)
         self.whole = False
-        self.moments, self.change = moments, change
-        self.frames.append(q)
-        self.coded.append(coded)
+        if i > first:
+            stretch.add(motion, change)
+        self.stretch, self.moments = stretch, moments
         self.hashes.append(digest)
-        self.bytes += len(coded)
+        self.bytes = sum(len(g["data"]) for g in self.gops) + stretch.bytes()
         self.squares.append(square)
         self.plan = self.plan.steered(*self._bytes_due(), decibels(square))
         self.whole = True
@@ -199,19 +244,18 @@ class Run:
         return int(self.bytes + slack), key * begun + each * (self.done - begun) + slack
 
     def close_gop(self, first: int) -> None:
-        data = join_gop(self.frames[0].shape[0], self.coded)
+        data = self.stretch.coded()
         self.whole = False
         self.gops.append({"first": first, "seconds": self.clip.seconds, "data": data, "hashes": self.hashes})
         self.bytes = sum(len(g["data"]) for g in self.gops)
-        self.frames, self.coded, self.hashes, self.moments, self.change = [], [], [], None, None
+        self.stretch, self.hashes, self.moments = None, [], None
         self.whole = True
 
     def write(self) -> None:
         seconds = [s for g in self.gops for s in g["seconds"]]
         base, pts = timestamps(seconds, self.clip.rate)
-        config = {"quanta_log2": list(self.grid.quanta_log2)}
-        header = Header(NAME, self.grid.width, self.grid.height, base, config, color=color_of(self.clip.source.path),
-                        exact=True)  # fmt: skip
+        header = Header(NAME, self.grid.width, self.grid.height, base, self.grid.config,
+                        color=color_of(self.clip.source.path), exact=True)  # fmt: skip
         with ContainerWriter(self.out, header) as writer:
             self.add_gops(writer, 0, pts)
             audio = whole_audio(self.clip.source)
@@ -229,7 +273,7 @@ class Run:
     def save(self) -> None:
         facts = {
             **self.more_facts(), "out": str(self.out), "gop": self.gop,
-            "plan": asdict(self.plan), "quanta_log2": self.grid.quanta_log2,
+            "plan": asdict(self.plan), "grid": self.grid.config,
             "spent": time.monotonic() - self.began, "squares": self.squares, "bytes": self.bytes,
             "gops": [{"first": g["first"], "seconds": g["seconds"]} for g in self.gops],
             "moment_steps": self.moments.steps if self.moments else 0,
@@ -238,10 +282,10 @@ class Run:
         for k, g in enumerate(self.gops):
             arrays[f"data{k}"] = np.frombuffer(g["data"], np.uint8)
             arrays[f"hashes{k}"] = np.frombuffer(b"".join(g["hashes"]), np.uint8)
-        if self.frames:
-            arrays["frames"] = np.stack(self.frames[-2:])  # the last one and its change
-            arrays["lengths"] = np.array([len(c) for c in self.coded])
-            arrays["coded"] = np.frombuffer(b"".join(self.coded), np.uint8)
+        if self.stretch:
+            arrays["key"] = np.frombuffer(self.stretch.key, np.uint8)
+            arrays["lengths"] = np.array([len(c) for c in self.stretch.symbols])
+            arrays["symbols"] = np.frombuffer(b"".join(self.stretch.symbols), np.uint8)
             arrays["hashes"] = np.frombuffer(b"".join(self.hashes), np.uint8)
             arrays["mean"], arrays["variance"] = self.moments.mean.numpy(), self.moments.variance.numpy()
         write_state(state_path(self.out), self.clip, facts, arrays)
@@ -258,21 +302,21 @@ class Run:
     @classmethod
     def load(cls, path: Path, began: float) -> Run:
         with reading_state(path) as (clip, facts, arrays):
-            grid = Grid(*clip.size, tuple(facts["quanta_log2"]))
+            grid = Grid.from_config(facts["grid"], clip.size)
             out = path.with_suffix("")
             run = cls(clip, out, grid, facts["gop"], Plan(**facts["plan"]), began, facts["spent"],
                       **cls.again(facts, out))  # fmt: skip
             run.squares, run.bytes = facts["squares"], facts["bytes"]
             for k, g in enumerate(facts["gops"]):
                 run.gops.append({**g, "data": arrays[f"data{k}"].tobytes(), "hashes": _cut(arrays[f"hashes{k}"], 8)})
-            if "frames" in arrays:
-                run.frames = list(arrays["frames"])
+            if "key" in arrays:
                 run.hashes = _cut(arrays["hashes"], 8)
-                run.coded = _cut(arrays["coded"], arrays["lengths"].tolist())
                 mean, variance = (torch.from_numpy(arrays[k].copy()) for k in ("mean", "variance"))
                 run.moments = Moments(mean, variance, facts["moment_steps"])
-                a = run.frames
-                run.change = a[-1] - a[-2] if len(a) > 1 else np.zeros_like(a[-1])
+                key = arrays["key"].tobytes()
+                run.stretch = Stretch(grid, key, decode_key(memoryview(key), len(mean)))
+                for symbols in _cut(arrays["symbols"], arrays["lengths"].tolist()):
+                    run.stretch.again(symbols)
         return run
 
 

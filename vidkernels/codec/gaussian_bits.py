@@ -5,20 +5,24 @@ frame are sorted along a Z-order curve, and every later frame keeps that order, 
 in the picture: most of what the contexts below know comes from that, and from the frame before.
 
     key     positions as differences along the curve; shapes and colours in classes of how far the next one is
-    change  which Gaussians change: the even ones given what changed around them one frame before, then the odd ones
-            given also their two neighbours; then the eight differences of those that do, in classes of how much the
-            same number changed before
+    change  how the blocks of the picture move, which takes the Gaussians in them along; then for each Gaussian a mask
+            that says which of its numbers change beyond that: the even ones given what changed around them one frame
+            before, then the odd ones given also their two neighbours; then the differences that are not zero, in
+            classes of which way the same number changed before and how many of this Gaussian's do now
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
+from .block_motion import Motion, still
 from .entropy import decode_symbols, encode_symbols
 
 ATTRIBUTES = 8
 _POSITION_LIMIT = 1 << 24
-_KEY_CLASSES, _CHANGE_CLASSES = 4, 2
+_KEY_CLASSES = 4
 
 
 def z_order(positions: np.ndarray, quanta_per_cell: int) -> np.ndarray:
@@ -69,66 +73,103 @@ def _key_contexts(steps: np.ndarray) -> np.ndarray:
     return (np.arange(6)[:, None] * _KEY_CLASSES + kind[None]).astype(np.uint8).reshape(-1)
 
 
-def encode_change(change: np.ndarray, before: np.ndarray) -> bytes:
-    """[N, 8] int32 differences, and those of the frame before (zeros after a key frame)."""
-    active = _any_of_eight(change)
-    parts = []
-    for places, contexts in _activity_contexts(before):
-        context = contexts(active)
-        parts.append(encode_symbols(active[places].astype(np.int32), context, bits=14))
-    parts.append(encode_symbols(change[active].T.reshape(-1), _change_contexts(before[active])))
-    return pack(*parts)
+Code = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
+"""Takes contexts [count] uint8 and, to write, symbols [count]; returns the symbols."""
+
+# First contexts of what is coded: 1 or 2 of motion, 48 for even and for odd masks, 12 for each attribute.
+_COARSE, _OWN, _FINE, _MASKS, _VALUES = 0, 2, 3, 5, 101
+_BIT = np.array([0, 1, 5, 7, 6, 2, 3, 4], np.uint8)  # of an attribute in a mask: what changes often is low
+_ONES = np.array([i.bit_count() for i in range(256)], np.uint8)
+_KINDS = np.array([(i & 3 > 0) + 2 * (i & 28 > 0) + 4 * (i >> 5 > 0) for i in range(256)], np.uint8)
+"""Of a mask: whether position, colour and shape changed."""
 
 
-def decode_change(data: memoryview, before: np.ndarray) -> np.ndarray:
-    streams = unpack(data, 3)
-    active = np.zeros(len(before), bool)
-    for stream, (places, contexts) in zip(streams[:2], _activity_contexts(before), strict=True):
-        values = decode_symbols(stream, len(active[places]), contexts(active))
-        if ((values != 0) & (values != 1)).any():
-            raise ValueError("a flag is neither 0 nor 1")
-        active[places] = values == 1
-    count = int(active.sum())
-    change = np.zeros_like(before)
-    change[active] = (
-        decode_symbols(streams[2], ATTRIBUTES * count, _change_contexts(before[active])).reshape(ATTRIBUTES, count).T
-    )
-    return change
+class Changes:
+    """Codes what changes in a group of pictures, frame after frame: `step` says the same things in the same order to a
+    writer and to a reader, and keeps what the contexts of the next frame are told from.
+
+    Args:     count: Gaussians. height, width, block: see block_motion.py.
+    """
+
+    def __init__(self, count: int, height: int, width: int, block: int):
+        self.change = np.zeros((count, ATTRIBUTES), np.int32)
+        self.motion = still(height, width, block)
+        self._mask = np.zeros(count, np.uint8)
+        self._mask_before = self._mask
+
+    def step(self, code: Code, motion: Motion | None = None, change: np.ndarray | None = None) -> None:
+        """One frame. A writer is given its motion and the differences [N, 8] int32; a reader leaves them, as an
+        encoder does, in `motion` and `change`."""
+        self.motion = self._moving(code, motion)
+        mask = self._masks(code, None if change is None else _mask_of(change))
+        changed = (mask >> _BIT[:, None] & 1).astype(bool)  # [8, N]
+        attribute, row = np.nonzero(changed)
+        sign = np.sign(self.change.T[changed]).astype(np.int8) + 1
+        many = np.minimum(_ONES[mask[row]], 4) - 1
+        contexts = _VALUES + (attribute * 3 + sign) * 4 + many
+        values = code(contexts.astype(np.uint8), None if change is None else change.T[changed])
+        if change is None:
+            change = np.zeros_like(self.change)
+            change.T[changed] = values
+        self._mask_before, self._mask, self.change = self._mask, mask, change
+
+    def _moving(self, code: Code, motion: Motion | None) -> Motion:
+        last, still_fine = self.motion.coarse, np.zeros_like(self.motion.fine)
+        x_then_y = np.repeat(np.arange(2, dtype=np.uint8), last[0].size)
+        steps = None if motion is None else np.diff(motion.coarse - last, axis=2, prepend=0).reshape(-1)
+        steps = code(_COARSE + x_then_y, steps).reshape(last.shape)
+        own = None if motion is None else motion.fine.any(0).reshape(-1)
+        own = _flags(code(np.full(still_fine[0].size, _OWN, np.uint8), own)).reshape(still_fine.shape[1:])
+        fine = None if motion is None else motion.fine[:, own].reshape(-1)
+        fine = code(_FINE + np.repeat(np.arange(2, dtype=np.uint8), own.sum()), fine)
+        still_fine[:, own] = fine.reshape(2, -1)
+        return Motion(last + np.cumsum(steps, 2, dtype=np.int32), still_fine)
+
+    def _masks(self, code: Code, mask: np.ndarray | None) -> np.ndarray:
+        """[N] uint8: which numbers of each Gaussian change; first those at even places."""
+        own = _KINDS[self._mask] * np.uint8(2) + (self._mask_before != 0)
+        around = _sum_of_neighbours(self._mask != 0)
+        now = np.zeros_like(self._mask)
+        for phase in range(2):
+            contexts = (_MASKS + 48 * phase + own * 3 + around)[phase::2]
+            got = code(contexts.astype(np.uint8), None if mask is None else mask[phase::2])
+            if ((got < 0) | (got > 255)).any():
+                raise ValueError("a mask has more than eight bits")
+            now[phase::2] = got
+            around = _sum_of_neighbours(now != 0)
+        return now
 
 
-def _activity_contexts(before: np.ndarray):
-    """For the even places, then the odd ones: (the places, f(active so far) -> uint8 contexts)."""
-    was = _any_of_eight(before).view(np.uint8)
-    around = _sum_of_neighbours(was)
+def _mask_of(change: np.ndarray) -> np.ndarray:
+    mask = np.zeros(len(change), np.uint8)
+    for column, bit in zip(change.T, _BIT, strict=True):
+        mask |= (column != 0).view(np.uint8) << bit
+    return mask
 
-    def even(active):
-        return (was * np.uint8(2) + (around > 0))[0::2]
 
-    def odd(active):
-        return (was * np.uint8(3) + _sum_of_neighbours(active.view(np.uint8)))[1::2]
-
-    return (slice(0, None, 2), even), (slice(1, None, 2), odd)
+def _flags(values: np.ndarray) -> np.ndarray:
+    if ((values != 0) & (values != 1)).any():
+        raise ValueError("a flag is neither 0 nor 1")
+    return values.astype(bool)
 
 
 def _sum_of_neighbours(x: np.ndarray) -> np.ndarray:
-    out = np.zeros_like(x)
+    out = np.zeros(len(x), np.uint8)
     out[1:] += x[:-1]
     out[:-1] += x[1:]
     return out
 
 
-def _any_of_eight(rows: np.ndarray) -> np.ndarray:
-    """rows.any(1) of [N, 8] int32, by columns: numpy is slow along a short axis."""
-    columns = (rows != 0).T
-    found = columns[0].copy()
-    for column in columns[1:]:
-        found |= column
-    return found
+class Written:
+    """The writer of `Changes.step`: keeps the passes of a frame for `encode_passes`."""
 
+    def __init__(self):
+        self.passes: list[tuple[np.ndarray, np.ndarray]] = []
 
-def _change_contexts(before: np.ndarray) -> np.ndarray:
-    first = np.arange(ATTRIBUTES, dtype=np.uint8)[:, None] * np.uint8(_CHANGE_CLASSES)
-    return (first + (before != 0).T).reshape(-1)
+    def __call__(self, contexts: np.ndarray, symbols: np.ndarray | None) -> np.ndarray:
+        symbols = symbols.astype(np.int32)
+        self.passes.append((symbols, contexts))
+        return symbols
 
 
 def pack(*parts: bytes) -> bytes:

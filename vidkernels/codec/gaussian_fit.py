@@ -25,6 +25,10 @@ _BETAS = (0.9, 0.99)
 _BITS_PER_UNIT = 2.0  # what a unit of change costs, roughly
 _GROWTH = (0.5, 0.75, 1.0)  # of the Gaussians, in equal parts of the first half of a key frame's descent
 
+_BEFORE_MOVING = 0.4  # of a later frame's steps
+_CELL = 8  # pixels
+_REMOVED = 0.5  # of a cell's error, by a Gaussian that comes there
+_BITS_OF_NEW = 60.0
 
 _PRICES = (3e-4, 0.05)  # between which steering stays
 _GAIN = 0.15  # of the price, logarithmically, for a decibel off the goal
@@ -137,7 +141,7 @@ def seeds(frame: torch.Tensor, weight: torch.Tensor, count: int, generator: torc
 def fit_key(
     frame: torch.Tensor, grid: Grid, count: int, steps: int, generator: torch.Generator
 ) -> tuple[np.ndarray, Moments]:
-    """The integers [N, 8] of a key frame, in Z-order, and the optimiser's state."""
+    """The steps [N, 8] of a key frame's numbers, in Z-order, and the optimiser's state."""
     count = max(count, 1)
     sizes = [max(1, round(count * share)) for share in _GROWTH]
     numbers, moments = seeds(frame, detail(frame), sizes[0], generator), Moments.zeros(sizes[0])
@@ -167,18 +171,50 @@ def fit_key(
 def fit_change(
     q: np.ndarray, moments: Moments, frame: torch.Tensor, grid: Grid, steps: int, price: float, haste: float = 1.0
 ) -> np.ndarray:
-    """The integers of the frame after the one that `q` shows. `price`: squared error (of the whole picture, pixels in
-    [0, 1]) that one bit is worth; `haste`: factor of the learning rates; `moments` go along."""
+    """The change [N, 8], in steps, that makes of `q`, the integers of the frame before, moved along with their blocks,
+    those of `frame`. `price`: squared error (of the whole picture, pixels in [0, 1]) that one bit is worth; `haste`:
+    factor of the learning rates; `moments` go along."""
     previous = grid.values(q)
     current = previous.clone()
     moments.mean.zero_()
     shrink = _BITS_PER_UNIT * price / grid.quanta.astype(np.float64)
     pace = 0.05 + 0.95 * (1 + torch.cos(math.pi * torch.arange(steps) / max(1, steps))) / 2
-    half = steps // 2
+    lead, half = round(_BEFORE_MOVING * steps), steps // 2
     rates = tuple(haste * rate for rate in RATES)
-    descend(current, previous, moments, frame, pace[:half], rates=rates, shrink=shrink)
+    descend(current, previous, moments, frame, pace[:lead], rates=rates, shrink=shrink)
+    rows, fresh = relocations(current, frame, grid, price)
+    away = np.zeros_like(q)
+    away[rows] = grid.rounded(fresh - previous[rows])
+    previous[rows] = current[rows] = grid.values(q[rows] + away[rows] * grid.steps)
+    moments.mean[rows] = moments.variance[rows] = 0
+    descend(current, previous, moments, frame, pace[lead:half], rates=rates, shrink=shrink)
     descend(current, previous, moments, frame, pace[half:], rates=rates, shrink=shrink, quanta=grid.quanta)
-    return q + grid.rounded(current - previous)
+    return away + grid.rounded(current - previous)
+
+
+def relocations(values: torch.Tensor, frame: torch.Tensor, grid: Grid, price: float) -> tuple[np.ndarray, torch.Tensor]:
+    """Gaussians that do more elsewhere: (rows of `values`, their new numbers [n, 8]).
+
+    What lies outside or hardly shows goes, one to a cell, to where the error is largest: what comes into view has no
+    Gaussians of its own.
+    """
+    height, width = frame.shape[:2]
+    off = ((grid.draw(values).float() - frame.float()) / 255).square().sum(-1)[None, None]
+    gain = _REMOVED * _CELL**2 * torch.nn.functional.avg_pool2d(off, _CELL, ceil_mode=True)[0, 0]
+    x, y, l11, _, l22 = values[:, :5].unbind(1)
+    loss = rgb(values[:, 5:]).square().sum(1) * (math.pi * l11 * l22)  # the integral of its square
+    reach = 3 * values[:, 2:5].norm(dim=1)
+    loss[(x < -reach) | (y < -reach) | (x > width + reach) | (y > height + reach)] = 0
+    best = gain.flatten().sort(descending=True, stable=True)
+    least = loss.sort(stable=True)
+    count = min(len(best.values), len(least.values))
+    worth = best.values[:count] > least.values[:count] + _BITS_OF_NEW * price
+    cells, rows = best.indices[:count][worth], least.indices[:count][worth]
+    across = gain.shape[1]
+    fresh = torch.zeros(len(rows), 8)
+    fresh[:, 0], fresh[:, 1] = (cells % across + 0.5) * _CELL, (cells // across + 0.5) * _CELL
+    fresh[:, 2] = fresh[:, 4] = _CELL / 3
+    return rows.numpy(), fresh
 
 
 @dataclass(frozen=True)

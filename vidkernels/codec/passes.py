@@ -22,12 +22,14 @@ from .tables import Table
 _BITS = 14
 _WIDE = 32  # lanes of a long pass; a short one has one, whose state costs 4 bytes instead of 128
 _WIDE_FROM = 1 << 15  # symbols
+_SEEN = 256  # symbols from -256 to 255 are told apart by an estimate
+_TABLE, _WEIGHT = 25.0, 5.0  # bits of a table and of each symbol in it, about
 
 
 def encode_passes(passes: Sequence[tuple[np.ndarray, np.ndarray]]) -> bytes:
     """Code [(symbols [count] int32, contexts [count] uint8)]; the contexts are what the decoder can tell by then."""
-    values = np.concatenate([s for s, _ in passes]).astype(np.int64)
-    contexts = np.concatenate([c for _, c in passes])
+    values = np.concatenate([np.zeros(0, np.int32), *(s for s, _ in passes)]).astype(np.int64)
+    contexts = np.concatenate([np.zeros(0, np.uint8), *(c for _, c in passes)])
     count = int(contexts.max()) + 1 if len(contexts) else 1
     tables = [fit(*histogram, _BITS) for histogram in histograms(values, contexts, count)]
     head = BitWriter()
@@ -45,6 +47,24 @@ def encode_passes(passes: Sequence[tuple[np.ndarray, np.ndarray]]) -> bytes:
             out += [states.astype("<i4").tobytes(), words]
         out.append(pack_fields(raw, widths))
     return b"".join(out)
+
+
+class Estimate:
+    """Bytes that passes take together, nearly, without coding them: the entropy of what was seen, and the tables."""
+
+    def __init__(self):
+        self._counts = np.zeros((256, 2 * _SEEN), np.int64)
+
+    def add(self, passes: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+        for symbols, contexts in passes:
+            at = np.clip(symbols, -_SEEN, _SEEN - 1) + _SEEN + contexts.astype(np.int64) * 2 * _SEEN
+            self._counts += np.bincount(at, minlength=self._counts.size).reshape(self._counts.shape)
+
+    def bytes(self) -> int:
+        counts, totals = self._counts[self._counts > 0], self._counts.sum(1)
+        totals = totals[totals > 0]
+        bits = totals @ np.log2(totals) - counts @ np.log2(counts) + _TABLE * len(totals) + _WEIGHT * len(counts)
+        return int(bits / 8)
 
 
 class PassReader:
@@ -66,7 +86,8 @@ class PassReader:
 
     def take(self, count: int, contexts: np.ndarray) -> np.ndarray:
         """[count] int32 of the next pass."""
-        if count and int(contexts.max()) >= len(self._tables):
+        first, last = (int(contexts.min()), int(contexts.max())) if count else (0, 0)
+        if last >= len(self._tables):
             raise ValueError("a context has no table")
         words, at = unpack_varint(self._data, self._at)
         lanes = _WIDE if count >= _WIDE_FROM else 1
@@ -77,7 +98,8 @@ class PassReader:
             states = np.frombuffer(self._data, "<i4", lanes, at)
             at += 4 * lanes
         end = at + 2 * max(0, words - 1)
-        tokens = rans_decode(states, self._data[at:end], contexts, self._freqs, _BITS, count)
+        freqs = self._freqs[first : last + 1]  # the coder expands each table that it is given
+        tokens = rans_decode(states, self._data[at:end], contexts - np.uint8(first), freqs, _BITS, count)
         widths = raw_widths(tokens, contexts, self._tables)
         at = end + (int(widths.sum()) + 7) // 8
         self._at = at

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def reading_state(path: Path):
         if clip.fingerprint != facts["fingerprint"]:
             raise ValueError(f"{source.path} is no longer the file that the fit began with")
         yield clip, facts, arrays
-    except (KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+    except (KeyError, TypeError, ValueError, zlib.error, safetensors.SafetensorError) as error:
         if isinstance(error, ValueError) and "\n" in str(error):
             raise
         _check.fail("resume", f"{path} is not a state that can be resumed: {error}.")

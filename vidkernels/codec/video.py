@@ -129,7 +129,7 @@ class GaussianFile(OpenedFile):
 
     def _decoded(self, gop: Gop, data: memoryview) -> Iterator[torch.Tensor]:
         try:
-            for q in decode_gop(data, gop.frames):
+            for q in decode_gop(data, gop.frames, self.grid):
                 yield self.grid.values(q)
         except ValueError as error:
             self.damaged_layer(gop, error)
