@@ -92,7 +92,13 @@ def _plan(clip: Clip, grid: Grid, goal: Goal, gop: int) -> Plan:
         numbers, pace = grid.values(q * grid.steps), torch.ones(12)
         descend(numbers, None, moments, clip[0], pace)  # warms up
         step = _seconds(lambda: descend(numbers, None, moments, clip[0], pace)) / len(pace)
-        each = _seconds(lambda: (grid.draw(numbers), encode_key(q)))  # what a frame needs beside its steps
+        at_rest = grid.changes(0).motion.coarse
+
+        def beside():  # what a frame needs beside its steps
+            block_motion(clip[0], clip[0], at_rest, grid.block)
+            return grid.draw(numbers), grid.draw(numbers), encode_key(q)
+
+        each = _seconds(beside)
         steps_all = max(0.0, 1.04 * goal.seconds - 0.8 * frames * each) / step
         steps = max(4, round(0.92 * steps_all / frames))
         key_steps = max(40, round(min(steps_all * 0.08 / keys, 1200)))
@@ -103,7 +109,7 @@ def _plan(clip: Clip, grid: Grid, goal: Goal, gop: int) -> Plan:
             _check.fail("fit", f"the audio track leaves {room} bytes for the pictures.",
                         "allow more bytes, or cut a part out: only a whole clip keeps its audio.")  # fmt: skip
         bits = 8 * room / (frames * pixels)
-        suits = round(pixels / 51 * (bits / 0.12) ** 1.25)  # measured on one clip; the price does the rest
+        suits = round(pixels / 41 * (bits / 0.12) ** 1.25)  # measured on one clip; the price does the rest
         affordable = int(_KEY_SHARE * room / keys / _KEY_BYTES)
         return Plan(max(16, min(suits, affordable)), 800, 100, price=0.002, bytes=room)
     density = 10 ** ((goal.psnr - 35.1) / 9)  # measured on one clip; the price does the rest
