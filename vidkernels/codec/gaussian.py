@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from .. import _check
-from .block_motion import Motion, block_motion
+from .block_motion import Motion, block_motion, still
 from .clip import Clip, color_of, decibels, ticks_behind, timestamps, whole_audio
 from .container import ContainerReader, ContainerWriter, Header, frame_hash
 from .gaussian_bits import Written, decode_key, encode_key
@@ -92,14 +92,14 @@ def _plan(clip: Clip, grid: Grid, goal: Goal, gop: int) -> Plan:
         numbers, pace = grid.values(q * grid.steps), torch.ones(12)
         descend(numbers, None, moments, clip[0], pace)  # warms up
         step = _seconds(lambda: descend(numbers, None, moments, clip[0], pace)) / len(pace)
-        at_rest = grid.changes(0).motion.coarse
 
         def beside():  # what a frame needs beside its steps
-            block_motion(clip[0], clip[0], at_rest, grid.block)
-            return grid.draw(numbers), grid.draw(numbers), encode_key(q)
+            stretch = Stretch(grid, b"", q)
+            stretch.add(still(*clip.size, grid.block), q)
+            return grid.draw(numbers), grid.draw(numbers), stretch.coded()
 
         each = _seconds(beside)
-        steps_all = max(0.0, 1.04 * goal.seconds - 0.8 * frames * each) / step
+        steps_all = max(0.0, 1.04 * goal.seconds - frames * each) / step
         steps = max(4, round(0.92 * steps_all / frames))
         key_steps = max(40, round(min(steps_all * 0.08 / keys, 1200)))
         return Plan(count, key_steps, min(steps, 400), price=1e-5, haste=1.5 if steps < 60 else 1.0)
@@ -217,7 +217,9 @@ class Run:
             stretch = self.stretch
             # On a copy: interrupted within a frame, the state must be that of the frame before.
             moments = replace(self.moments, mean=self.moments.mean.clone(), variance=self.moments.variance.clone())
-            motion = block_motion(self.clip[i - 1], target, stretch.changes.motion.coarse, self.grid.block)
+            motion = still(*self.clip.size, self.grid.block)
+            if self.plan.haste == 1:  # looking for it takes as long as ten steps
+                motion = block_motion(self.clip[i - 1], target, stretch.changes.motion.coarse, self.grid.block)
             moved = self.grid.moved(stretch.q, motion)
             change = fit_change(moved, moments, target, self.grid, self.plan.steps, self.plan.price,
                                 self.plan.haste)  # fmt: skip
