@@ -15,6 +15,7 @@ _CUTS = (1e-3, 1e-2, 5e-2)  # shares of the symbols that windows leave to the es
 _MIXTURE_FROM = 256  # symbols; fewer do not pay for looking
 _REMEMBERED = 512  # different values, at most, of a histogram whose table is remembered
 _SMALLEST = 64  # bits of a parametric table, about
+_HEAD = 24  # bits in front of the weights, about
 
 
 @dataclass(frozen=True)
@@ -33,16 +34,12 @@ class Histogram:
         counts = counts[counts > 0]
         return float(-(counts @ np.log2(counts / counts.sum()))) + self.raw_bits
 
-    def cost(self, table: Table, bits: int, most: float = np.inf) -> float:
-        """Bits of the table and of the symbols by it; infinity where the symbols alone take `most`."""
+    def cost(self, table: Table, bits: int) -> float:
+        """Bits of the table and of the symbols by it."""
         freqs = table.freqs(bits)
         counts = np.concatenate([self.direct, self.escapes])
         used = counts > 0
-        if (freqs[: len(counts)][used] == 0).any():
-            return np.inf
         coded = float(counts[used] @ (bits - np.log2(freqs[: len(counts)][used]))) + self.raw_bits
-        if coded >= most:
-            return np.inf
         head = BitWriter()
         table.write(head)
         return coded + len(head)
@@ -77,15 +74,13 @@ def _fit(values: np.ndarray, counts: np.ndarray, bits: int) -> Table:
     best, price = None, np.inf
     for shift, low, n in sorted(_windows(values, counts)):
         seen = _histogram(values, counts, shift, low, n)
-        if seen.bound() >= price:
-            continue
-        for table in _candidates(seen):
-            cost = seen.cost(table, bits, price)
+        if seen.bound() < price:
+            table, cost = _cheapest(seen, bits)
             if best is None or cost < price:
                 best, price, window = table, cost, seen
     if counts.sum() >= _MIXTURE_FROM and best.n > 2 and price > 1.01 * window.bound() + _SMALLEST:
         table = _mixture(window)
-        if window.cost(table, bits) < price:
+        if window.cost(table, bits) < window.cost(best, bits):
             best = table
     return best
 
@@ -118,28 +113,68 @@ def _histogram(values: np.ndarray, counts: np.ndarray, shift: int, low: int, n: 
     return Histogram(low, direct, escapes, raw + int(widths @ counts[~inside]), shift)
 
 
-def _candidates(h: Histogram):
+def _cheapest(h: Histogram, bits: int) -> tuple[Table, float]:
+    """The cheapest explicit or one-shape table of a window, and what it costs up to the rounding of frequencies."""
     n, total = len(h.direct), int(h.direct.sum())
-    stored = [_part(int(c), total, T.SCALE + 1) for c in h.escapes]
-    if n == 1 and not stored:
-        yield Table(h.low, 1, weights=(1,), shift=h.shift)
-        return
-    weights = [_part(int(c), total, T.SCALE) for c in h.direct]
+    stored = _parts(h.escapes, total, T.SCALE + 1)
+    if n == 1 and not len(stored):
+        return Table(h.low, 1, weights=(1,), shift=h.shift), h.raw_bits + float(_HEAD)
+    parts = _parts(h.direct, total, T.SCALE)
+    weights, escapes, heads, tables = [], [], [], []
     for index, kept in enumerate(T.PRECISIONS):
-        rounded = [tuple(T.rounded(w, kept) for w in ws) for ws in (weights, stored)]
-        yield Table(h.low, n, precision=index, weights=rounded[0], escapes=rounded[1], shift=h.shift)
+        weights.append(_rounded(parts, kept))
+        escapes.append(_rounded(stored, kept))
+        heads.append(_stored_bits(parts, kept) + _stored_bits(stored, kept))
+        tables.append(Table(h.low, n, precision=index, shift=h.shift))
     if n > 2:
         center, spread, deviation = _moments(h.direct)
-        escapes = tuple(T.rounded(w, 1) for w in stored)
-        basis = Table(h.low, n, precision=1, center=center, escapes=escapes, shift=h.shift)
+        far = np.abs(4.0 * np.arange(n) - center)
+        basis = Table(h.low, n, precision=1, center=center, shift=h.shift)
+        rare = _rounded(stored, T.PRECISIONS[1])
+        head = 16 + _stored_bits(stored, T.PRECISIONS[1])
         for kind, width in ((T.LAPLACE, deviation), (T.GAUSSIAN, spread)):
             level = round(4 * np.log2(max(width, 0.1))) + 12
             for near in range(level - 2, level + 3):
-                yield replace(basis, kind=kind, levels=(min(max(near, 0), T.LEVELS - 1), 0))
+                near = min(max(near, 0), T.LEVELS - 1)
+                quarters = 2 ** (near / 4)  # eight times as many as the width
+                power = far / quarters if kind == T.LAPLACE else (far / quarters) ** 2
+                weights.append(np.exp(-2 * power) + 2.0**-48)
+                escapes.append(rare)
+                heads.append(head)
+                tables.append(replace(basis, kind=kind, levels=(near, 0)))
+    shares = np.array(weights, np.float64)
+    shares *= (1 << T.SCALE) / shares.sum(1, keepdims=True)
+    shares = np.concatenate([shares, np.array(escapes, np.float64)], 1)
+    counts = np.concatenate([h.direct, h.escapes])
+    used = counts > 0
+    chances = np.maximum(shares[:, used] / shares.sum(1, keepdims=True), 0.5**bits)
+    costs = h.raw_bits + _HEAD + np.array(heads) - np.log2(chances) @ counts[used]
+    k = int(np.argmin(costs))
+    explicit = tuple(weights[k].tolist()) if tables[k].kind == T.EXPLICIT else ()
+    return replace(tables[k], weights=explicit, escapes=tuple(escapes[k].tolist())), float(costs[k])
 
 
-def _part(count: int, total: int, most: int) -> int:
-    return min(max(1, (count << T.SCALE) // max(total, 1)), (1 << most) - 1) if count else 0
+def _parts(counts: np.ndarray, total: int, most: int) -> np.ndarray:
+    return np.where(counts > 0, np.clip((counts << T.SCALE) // max(total, 1), 1, (1 << most) - 1), 0)
+
+
+def _sizes(weights: np.ndarray) -> np.ndarray:
+    return np.frexp(weights.astype(np.float64))[1].astype(np.int64)
+
+
+def _rounded(weights: np.ndarray, kept: int) -> np.ndarray:
+    """`tables.rounded` of each."""
+    drop = np.maximum(_sizes(weights) - 1 - kept, 0)
+    return (weights >> drop << drop) + (1 << drop >> 1)
+
+
+def _stored_bits(weights: np.ndarray, kept: int) -> int:
+    """Bits that a table writes them in."""
+    sizes = _sizes(weights)
+    change = sizes.copy()
+    change[1:] -= sizes[:-1]
+    each = 2 * np.abs(change) + (change >= 0) + np.minimum(np.maximum(sizes - 1, 0), kept)
+    return int(each.sum())
 
 
 def _moments(direct: np.ndarray) -> tuple[int, float, float]:
@@ -172,6 +207,6 @@ def _mixture(h: Histogram) -> Table:
         found = np.unravel_index(np.argmin(costs), costs.shape)
         if costs[found] < price:
             best, price = (*found, share), costs[found]
-    stored = tuple(T.rounded(_part(int(c), int(h.direct.sum()), T.SCALE + 1), 1) for c in h.escapes)
+    stored = tuple(_rounded(_parts(h.escapes, int(h.direct.sum()), T.SCALE + 1), 1).tolist())
     levels = 2 * int(best[0]), 2 * int(best[1])
     return Table(h.low, n, T.MIXTURE, 1, (), center, levels, best[2], stored, h.shift)
