@@ -62,13 +62,18 @@ class BitReader:
 def pack_fields(values: np.ndarray, widths: np.ndarray) -> bytes:
     """`widths[i]` (at most 32) low bits of every value, one behind the other."""
     ends = np.cumsum(widths, dtype=np.int64)
-    out = np.zeros((int(ends[-1]) + 7) // 8 + 8 if len(ends) else 8, np.uint8)
-    begins = ends - widths
-    shifted = values.astype(np.uint64) << (begins & 7).astype(np.uint64)
-    for byte in range(5):
-        part = (shifted >> np.uint64(8 * byte) & np.uint64(255)).astype(np.uint8)
-        np.bitwise_or.at(out, (begins >> 3) + byte, part)
-    return out[: len(out) - 8].tobytes()
+    total = int(ends[-1]) if len(ends) else 0
+    some = widths > 0
+    begins = (ends - widths)[some]
+    shifted = values[some].astype(np.uint64) << (begins & 31).astype(np.uint64)
+    word = begins >> 5
+    first = np.flatnonzero(np.diff(word, prepend=-1))  # the first field that begins in each word
+    out = np.zeros(total // 32 + 2, np.uint64)
+    if len(first):
+        at = word[first]
+        out[at] += np.add.reduceat(shifted & np.uint64(0xFFFFFFFF), first)
+        out[at + 1] += np.add.reduceat(shifted >> np.uint64(32), first)
+    return out.astype("<u4").tobytes()[: (total + 7) // 8]
 
 
 def unpack_fields(data: bytes | memoryview, widths: np.ndarray) -> np.ndarray:
