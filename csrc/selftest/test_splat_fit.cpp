@@ -67,14 +67,15 @@ struct Plain {
                                 w * (d[0] - d[2]),  w * (d[1] - d[0] - d[2])};
       for (int k = 0; k < kA; ++k) grad[size_t(i * kA + k)] += alpha * moves[k];
     });
-    const double seen_steps = double(a.first_step + s + 1), beta1 = a.beta1, beta2 = a.beta2;
+    const double beta1 = a.beta1, beta2 = a.beta2;
+    const double means = double(a.mean_steps + s + 1), variances = double(a.variance_steps + s + 1);
     for (size_t j = 0; j < current.size(); ++j) {
       const size_t k = j % kA;
       mean[j] = beta1 * mean[j] + (1 - beta1) * grad[j];
       variance[j] = beta2 * variance[j] + (1 - beta2) * grad[j] * grad[j];
-      const double root = std::sqrt(variance[j] / (1 - std::pow(beta2, seen_steps))) + 1e-12;
+      const double root = std::sqrt(variance[j] / (1 - std::pow(beta2, variances))) + 1e-12;
       const double scale = a.rate[k] * a.pace[s] / root;
-      double next = current[j] - scale * mean[j] / (1 - std::pow(beta1, seen_steps));
+      double next = current[j] - scale * mean[j] / (1 - std::pow(beta1, means));
       if (a.shrink[k] > 0) {
         const double before = a.previous ? a.previous[j] : 0.0, change = next - before;
         const double left = std::fmax(std::fabs(change) - scale * a.shrink[k], 0.0);
@@ -115,7 +116,7 @@ void check(const Setup& s, uint64_t seed) {
   }
   a.least = 0.45f, a.beta1 = 0.9f, a.beta2 = 0.99f;
   a.count = s.count, a.frame_count = 2, a.height = s.height, a.width = s.width;
-  a.steps = int64_t(s.order.size()), a.first_step = 30;
+  a.steps = int64_t(s.order.size()), a.mean_steps = 2, a.variance_steps = 30;
   Plain plain(a);
   for (int64_t step = 0; step < a.steps; ++step) plain.step(step);
   VK_CPU_CALL(splat_fit, a);

@@ -25,8 +25,8 @@ def call(*words, code=0):
 def test_fit_info_verify_decode_resume(tmp_path, generator, monkeypatch):
     import torch
 
-    plan = gaussian._plan
-    monkeypatch.setattr(gaussian, "_plan", lambda *a: replace(plan(*a), key_steps=24, steps=5))
+    plan = gaussian.plan_for
+    monkeypatch.setattr(gaussian, "plan_for", lambda *a: replace(plan(*a), key_steps=24, steps=5))
     clip = torch.randint(256, (4, 6, 8, 3), generator=generator, dtype=torch.uint8)
     clip = clip.repeat_interleave(8, 1).repeat_interleave(8, 2)
     path, out, mp4 = tmp_path / "in.mkv", tmp_path / "o.vkv", tmp_path / "back.mkv"

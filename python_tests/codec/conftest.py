@@ -39,7 +39,7 @@ def source(tmp_path, moving_clip):
 @pytest.fixture
 def little_work(monkeypatch):
     """A tenth of the steps: what is tested here does not depend on how good the pictures are."""
-    monkeypatch.setattr(gaussian, "_plan", _small_plan(gaussian._plan))
+    monkeypatch.setattr(gaussian, "plan_for", _small_plan(gaussian.plan_for))
 
 
 @pytest.fixture

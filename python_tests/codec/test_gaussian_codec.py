@@ -22,14 +22,14 @@ pytestmark = [
     pytest.mark.skipif(_native._C is None, reason="needs the compiled module"),
     pytest.mark.usefixtures("little_work"),
 ]
-_PLAN = gaussian._plan
+_PLAN = gaussian.plan_for
 
 
 @pytest.mark.parametrize(
     "goal", [Goal(seconds=0.5), Goal(bytes=3000), Goal(psnr=28.0)], ids=["seconds", "bytes", "psnr"]
 )
 def test_each_goal_gives_an_exact_file(source, tmp_path, goal, monkeypatch):
-    monkeypatch.setattr(gaussian, "_plan", _PLAN)  # all of the work
+    monkeypatch.setattr(gaussian, "plan_for", _PLAN)  # all of the work
     path, clip = source()
     reports, returned = fit(path, tmp_path / "o.vkv", goal)
     assert returned.path == path

@@ -101,8 +101,8 @@ def test_killed_and_resumed(source, tmp_path):
     program = (
         "import sys\nfrom vidkernels.codec import gaussian\nfrom vidkernels.codec.protocol import Goal, Source\n"
         "gaussian._SAVE_EVERY = 0.0\n"
-        "from dataclasses import replace\nplan = gaussian._plan\n"
-        "gaussian._plan = lambda *a: replace(plan(*a), key_steps=24, steps=6)\n"
+        "from dataclasses import replace\nplan = gaussian.plan_for\n"
+        "gaussian.plan_for = lambda *a: replace(plan(*a), key_steps=24, steps=6)\n"
         "for report in gaussian.fit(Source(sys.argv[1]), sys.argv[2], Goal(bytes=4000), gop=3):\n"
         "    print(report.done, flush=True)\n"
     )
@@ -150,7 +150,7 @@ def test_a_damaged_state_is_refused(source, tmp_path):
     state.write_bytes(save(arrays, {"facts": json.dumps({**facts, "version": 2})}))
     with pytest.raises(ValueError, match="version 2"):
         run(gaussian.resume(state))
-    for name in ("mean", "variance", "symbols", "lengths", "hashes"):
+    for name in ("variance", "symbols", "lengths", "hashes"):
         state.write_bytes(save({k: v for k, v in arrays.items() if k != name}, {"facts": json.dumps(facts)}))
         with pytest.raises(ValueError, match="resume"):
             run(gaussian.resume(state))

@@ -2,8 +2,8 @@
 
 Each group of pictures holds a key frame and the changes of its Gaussians (gaussian_fit.py fits them, gaussian_bits.py
 codes them); decoding is exact (gaussian_model.py). `fit` and `resume` follow vidkernels/codec/protocol.py: all
-decisions depend on what the state file holds, never on the clock after the start, so that an interrupted fit goes on
-to the same bytes.
+decisions depend on what the state file holds, so that an interrupted fit goes on to the same bytes. Only the steps of
+a fit with a time limit follow the clock.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ import os
 import time
 import zlib
 from collections.abc import Generator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from .. import _check
-from .block_motion import Motion, block_motion, still
+from .block_motion import Motion, block_motion
 from .clip import Clip, color_of, decibels, ticks_behind, timestamps, whole_audio
 from .container import ContainerReader, ContainerWriter, Header, frame_hash
 from .gaussian_bits import Written, decode_key, encode_key
-from .gaussian_fit import Moments, Plan, descend, fit_change, fit_key
+from .gaussian_fit import Moments, fit_change, fit_key
 from .gaussian_model import FINE_LOG2, Grid, join_gop
+from .gaussian_plan import KEY_BYTES, SEED, Clock, Plan, plan_for
 from .onto import Onto
 from .passes import Estimate, encode_passes
 from .protocol import Goal, Progress, Source, state_path
@@ -33,12 +34,7 @@ from .state import reading_state, safetensors_for, state_facts, write_state
 
 NAME = "gaussian"
 _GOP = 66
-_SEED = 0
 _SAVE_EVERY = 5.0  # seconds
-_PIXELS_PER_GAUSSIAN = 30.0
-_PIXELS_IN_HASTE = 24.0  # where time, not size, is the limit
-_KEY_SHARE = 0.3  # of the bytes, at most, for key frames
-_KEY_BYTES = 6.0  # of one Gaussian
 
 
 def fit(source: Source, out: Path, goal: Goal, *, gop: int | None) -> Generator[Progress, None, Source]:
@@ -54,7 +50,7 @@ def fit(source: Source, out: Path, goal: Goal, *, gop: int | None) -> Generator[
     audio = whole_audio(clip.source) if goal.bytes is not None else None
     if audio is not None:
         goal = Goal(bytes=goal.bytes - len(audio.to_bytes()))
-    plan = _plan(clip, grid, goal, gop)
+    plan = plan_for(clip, grid, goal, gop)
     return (yield from Run(clip, out, grid, gop, plan, began).work())
 
 
@@ -78,42 +74,8 @@ def append(path: Path, source: Source, goal: Goal, *, gop: int | None = None) ->
     gop = min(gop or _GOP, len(clip))
     clip.load(0, len(clip))
     ticks_behind(clip.seconds, header.time_base, onto.end)  # asked now, not when all is done
-    plan = _plan(clip, grid, goal, gop)
+    plan = plan_for(clip, grid, goal, gop)
     return (yield from Appending(clip, path, grid, gop, plan, began, onto=onto).work())
-
-
-def _plan(clip: Clip, grid: Grid, goal: Goal, gop: int) -> Plan:
-    frames, pixels = len(clip), clip.size[0] * clip.size[1]
-    keys = -(-frames // gop)
-    count = max(16, round(pixels / _PIXELS_PER_GAUSSIAN))
-    if goal.seconds is not None:
-        count = max(16, round(pixels / _PIXELS_IN_HASTE))
-        q, moments = fit_key(clip[0], grid, count, 30, torch.Generator().manual_seed(_SEED))
-        numbers, pace = grid.values(q * grid.steps), torch.ones(12)
-        descend(numbers, None, moments, clip[0], pace)  # warms up
-        step = _seconds(lambda: descend(numbers, None, moments, clip[0], pace)) / len(pace)
-
-        def beside():  # what a frame needs beside its steps
-            stretch = Stretch(grid, b"", q)
-            stretch.add(still(*clip.size, grid.block), q)
-            return grid.draw(numbers), grid.draw(numbers), stretch.coded()
-
-        each = _seconds(beside)
-        steps_all = max(0.0, 1.04 * goal.seconds - frames * each) / step
-        steps = max(4, round(0.92 * steps_all / frames))
-        key_steps = max(40, round(min(steps_all * 0.08 / keys, 1200)))
-        return Plan(count, key_steps, min(steps, 400), price=1e-5, haste=1.5 if steps < 60 else 1.0)
-    if goal.bytes is not None:
-        room = goal.bytes
-        if room < 1000 + 100 * keys:
-            _check.fail("fit", f"the audio track leaves {room} bytes for the pictures.",
-                        "allow more bytes, or cut a part out: only a whole clip keeps its audio.")  # fmt: skip
-        bits = 8 * room / (frames * pixels)
-        suits = round(pixels / 41 * (bits / 0.12) ** 1.25)  # measured on one clip; the price does the rest
-        affordable = int(_KEY_SHARE * room / keys / _KEY_BYTES)
-        return Plan(max(16, min(suits, affordable)), 800, 100, price=0.002, bytes=room)
-    density = 10 ** ((goal.psnr - 35.1) / 9)  # measured on one clip; the price does the rest
-    return Plan(max(16, round(count * min(8.0, density))), 800, 100, price=0.002, psnr=goal.psnr)
 
 
 class Stretch:
@@ -170,6 +132,7 @@ class Run:
         self.moments: Moments | None = None
         self.squares: list[float] = []  # mean squared error of each finished frame
         self.bytes = 0
+        self.clock = Clock()
         self.whole = True  # False while a frame or a GOP is being added: half of one is not to be saved
 
     @property
@@ -207,22 +170,17 @@ class Run:
         return self.clip.source
 
     def frame(self, i: int, first: int) -> None:
-        target = self.clip[i]
+        began, target = time.monotonic(), self.clip[i]
         if i == first:
-            generator = torch.Generator().manual_seed(_SEED + i)
+            generator = torch.Generator().manual_seed(SEED + i)
             key, moments = fit_key(target, self.grid, self.plan.count, self.plan.key_steps, generator)
             stretch = Stretch(self.grid, encode_key(key), key)
             q = stretch.q
         else:
             stretch = self.stretch
-            # On a copy: interrupted within a frame, the state must be that of the frame before.
-            moments = replace(self.moments, mean=self.moments.mean.clone(), variance=self.moments.variance.clone())
-            motion = still(*self.clip.size, self.grid.block)
-            if self.plan.haste == 1:  # looking for it takes as long as ten steps
-                motion = block_motion(self.clip[i - 1], target, stretch.changes.motion.coarse, self.grid.block)
+            motion = block_motion(self.clip[i - 1], target, stretch.changes.motion.coarse, self.grid.block)
             moved = self.grid.moved(stretch.q, motion)
-            change = fit_change(moved, moments, target, self.grid, self.plan.steps, self.plan.price,
-                                self.plan.haste)  # fmt: skip
+            change, moments = fit_change(moved, self.moments, target, self.grid, self.plan.steps, self.plan.price)
             q = moved + change * self.grid.steps
         picture = self.grid.draw(self.grid.values(q))
         square = float((picture.float() - target.float()).square().mean(dtype=torch.float64)) / 255**2
@@ -232,20 +190,35 @@ class Run:
         digest = frame_hash(picture)
         self.whole = False
         if i > first:
+            fitted = time.monotonic()
             stretch.add(motion, change)
+            self.clock.adding = time.monotonic() - fitted
         self.stretch, self.moments = stretch, moments
         self.hashes.append(digest)
         self.bytes = sum(len(g["data"]) for g in self.gops) + stretch.bytes()
         self.squares.append(square)
-        self.plan = self.plan.steered(*self._bytes_due(), decibels(square))
+        self.plan = self._steered(time.monotonic() - began, i == first)
         self.whole = True
+
+    def _steered(self, took: float, key: bool) -> Plan:
+        """The plan for the next frame; `took`: seconds of the last one."""
+        if self.plan.bytes is not None:
+            return self.plan.cheaper(*self._bytes_due())
+        if self.plan.psnr is not None:
+            left = len(self.clip) - self.done
+            return self.plan.better(decibels(self.squares[-1]), self.psnr(), self.done, left)
+        if key:
+            self.clock.key = took
+            return self.plan
+        keys = -(-len(self.clip) // self.gop) - len(self.gops) - 1
+        left = self.plan.seconds - (time.monotonic() - self.began)
+        allowed = self.clock.allowed(left, len(self.clip) - self.done - keys, keys, len(self.hashes))
+        return self.plan.quicker(took, allowed)
 
     def _bytes_due(self) -> tuple[int, float]:
         """Bytes spent so far and those that were meant, both with the slack of a few frames."""
-        if self.plan.bytes is None:
-            return 0, 0.0
         keys = -(-len(self.clip) // self.gop)
-        key = self.plan.count * _KEY_BYTES
+        key = self.plan.count * KEY_BYTES
         each = (self.plan.bytes * 0.98 - 600 - key * keys) / max(1, len(self.clip) - keys)
         begun = len(self.gops) + 1
         slack = 4 * max(each, 1.0)
@@ -281,10 +254,10 @@ class Run:
     def save(self) -> None:
         facts = {
             **self.more_facts(), "out": str(self.out), "gop": self.gop,
-            "plan": asdict(self.plan), "grid": self.grid.config,
+            "plan": asdict(self.plan), "clock": asdict(self.clock), "grid": self.grid.config,
             "spent": time.monotonic() - self.began, "squares": self.squares, "bytes": self.bytes,
             "gops": [{"first": g["first"], "seconds": g["seconds"]} for g in self.gops],
-            "moment_steps": self.moments.steps if self.moments else 0,
+            "variance_steps": self.moments.variance_steps if self.moments else 0,
         }  # fmt: skip
         arrays = {}
         for k, g in enumerate(self.gops):
@@ -295,7 +268,7 @@ class Run:
             arrays["lengths"] = np.array([len(c) for c in self.stretch.symbols])
             arrays["symbols"] = np.frombuffer(b"".join(self.stretch.symbols), np.uint8)
             arrays["hashes"] = np.frombuffer(b"".join(self.hashes), np.uint8)
-            arrays["mean"], arrays["variance"] = self.moments.mean.numpy(), self.moments.variance.numpy()
+            arrays["variance"] = self.moments.variance.numpy()
         write_state(state_path(self.out), self.clip, facts, arrays)
 
     def more_facts(self) -> dict:
@@ -314,15 +287,15 @@ class Run:
             out = path.with_suffix("")
             run = cls(clip, out, grid, facts["gop"], Plan(**facts["plan"]), began, facts["spent"],
                       **cls.again(facts, out))  # fmt: skip
-            run.squares, run.bytes = facts["squares"], facts["bytes"]
+            run.squares, run.bytes, run.clock = facts["squares"], facts["bytes"], Clock(**facts["clock"])
             for k, g in enumerate(facts["gops"]):
                 run.gops.append({**g, "data": arrays[f"data{k}"].tobytes(), "hashes": _cut(arrays[f"hashes{k}"], 8)})
             if "key" in arrays:
                 run.hashes = _cut(arrays["hashes"], 8)
-                mean, variance = (torch.from_numpy(arrays[k].copy()) for k in ("mean", "variance"))
-                run.moments = Moments(mean, variance, facts["moment_steps"])
+                variance = torch.from_numpy(arrays["variance"].copy())
+                run.moments = Moments(torch.zeros_like(variance), variance, 0, facts["variance_steps"])
                 key = arrays["key"].tobytes()
-                run.stretch = Stretch(grid, key, decode_key(memoryview(key), len(mean)))
+                run.stretch = Stretch(grid, key, decode_key(memoryview(key), len(variance)))
                 for symbols in _cut(arrays["symbols"], arrays["lengths"].tolist()):
                     run.stretch.again(symbols)
         return run
@@ -355,13 +328,3 @@ def _cut(array: np.ndarray, sizes: int | list[int]) -> list[bytes]:
         parts.append(data[at : at + size])
         at += size
     return parts
-
-
-def _seconds(work) -> float:
-    """The shortest of three tries: other work on the machine only adds."""
-    tries = []
-    for _ in range(3):
-        start = time.monotonic()
-        work()
-        tries.append(time.monotonic() - start)
-    return min(tries)

@@ -30,17 +30,15 @@ _CELL = 8  # pixels
 _REMOVED = 0.5  # of a cell's error, by a Gaussian that comes there
 _BITS_OF_NEW = 60.0
 
-_PRICES = (3e-4, 0.05)  # between which steering stays
-_GAIN = 0.15  # of the price, logarithmically, for a decibel off the goal
-
 
 @dataclass
 class Moments:
-    """Adam's state over [N, 8] numbers."""
+    """Adam's state over [N, 8] numbers, and how many gradients each of its moments has seen."""
 
     mean: torch.Tensor
     variance: torch.Tensor
-    steps: int = 0
+    mean_steps: int = 0
+    variance_steps: int = 0
 
     @classmethod
     def zeros(cls, count: int) -> Moments:
@@ -48,7 +46,12 @@ class Moments:
 
     def extended(self, count: int) -> Moments:
         more = torch.zeros(count - self.mean.shape[0], 8)
-        return Moments(torch.cat([self.mean, more]), torch.cat([self.variance, more]), self.steps)
+        return Moments(torch.cat([self.mean, more]), torch.cat([self.variance, more]), self.mean_steps,
+                       self.variance_steps)  # fmt: skip
+
+    def later(self) -> Moments:
+        """A copy for the next frame: gradients towards this one say nothing of where that one's point."""
+        return Moments(torch.zeros_like(self.mean), self.variance.clone(), 0, self.variance_steps)
 
 
 def descend(
@@ -72,11 +75,13 @@ def descend(
     if kernel is not None:
         one, order = torch.ones(1), torch.zeros(len(pace), dtype=torch.int32)
         kernel(current, previous, moments.mean, moments.variance, frame[None].contiguous(), one, order, pace.float(),
-               error, list(rates), quanta.tolist(), shrink.tolist(), LEAST, *_BETAS, moments.steps)  # fmt: skip
+               error, list(rates), quanta.tolist(), shrink.tolist(), LEAST, *_BETAS,
+               moments.mean_steps, moments.variance_steps)  # fmt: skip
     else:
         for i, factor in enumerate(pace.tolist()):
             error[i] = _step(current, previous, moments, frame, factor, i, rates, quanta, shrink, backend)
-    moments.steps += len(pace)
+    moments.mean_steps += len(pace)
+    moments.variance_steps += len(pace)
     return error
 
 
@@ -93,10 +98,10 @@ def _step(current, previous, moments, frame, factor, i, rates, quanta, shrink, b
     felt = (g != 0).any(1, keepdim=True)
     moments.mean.copy_(torch.where(felt, _BETAS[0] * moments.mean + (1 - _BETAS[0]) * g, moments.mean))
     moments.variance.copy_(torch.where(felt, _BETAS[1] * moments.variance + (1 - _BETAS[1]) * g * g, moments.variance))
-    seen_steps = moments.steps + i + 1
-    root = (moments.variance / (1 - _BETAS[1] ** seen_steps)).sqrt() + 1e-12
+    means, variances = moments.mean_steps + i + 1, moments.variance_steps + i + 1
+    root = (moments.variance / (1 - _BETAS[1] ** variances)).sqrt() + 1e-12
     scale = rate * factor / root
-    change = current - scale * moments.mean / (1 - _BETAS[0] ** seen_steps) - base
+    change = current - scale * moments.mean / (1 - _BETAS[0] ** means) - base
     change = torch.where(price > 0, change.sign() * (change.abs() - scale * price).clamp(min=0), change)
     moved = base + change
     moved[:, [2, 4]] = moved[:, [2, 4]].clamp(min=LEAST)
@@ -165,31 +170,29 @@ def fit_key(
     cell = max(1, round(2 / float(grid.quanta[0])))
     order = z_order(q[:, :2], cell)
     at = torch.from_numpy(order)
-    return q[order], Moments(moments.mean[at], moments.variance[at], moments.steps)
+    return q[order], replace(moments, mean=moments.mean[at], variance=moments.variance[at])
 
 
 def fit_change(
-    q: np.ndarray, moments: Moments, frame: torch.Tensor, grid: Grid, steps: int, price: float, haste: float = 1.0
-) -> np.ndarray:
+    q: np.ndarray, moments: Moments, frame: torch.Tensor, grid: Grid, steps: int, price: float
+) -> tuple[np.ndarray, Moments]:
     """The change [N, 8], in steps, that makes of `q`, the integers of the frame before, moved along with their blocks,
-    those of `frame`. `price`: squared error (of the whole picture, pixels in [0, 1]) that one bit is worth; `haste`:
-    factor of the learning rates; `moments` go along."""
-    previous = grid.values(q)
+    those of `frame`. `price`: squared error (of the whole picture, pixels in [0, 1]) that one bit is worth; `moments`:
+    of the frame before; also returns those after it."""
+    previous, moments = grid.values(q), moments.later()
     current = previous.clone()
-    moments.mean.zero_()
     shrink = _BITS_PER_UNIT * price / grid.quanta.astype(np.float64)
     pace = 0.05 + 0.95 * (1 + torch.cos(math.pi * torch.arange(steps) / max(1, steps))) / 2
     lead, half = round(_BEFORE_MOVING * steps), steps // 2
-    rates = tuple(haste * rate for rate in RATES)
-    descend(current, previous, moments, frame, pace[:lead], rates=rates, shrink=shrink)
+    descend(current, previous, moments, frame, pace[:lead], shrink=shrink)
     rows, fresh = relocations(current, frame, grid, price)
     away = np.zeros_like(q)
     away[rows] = grid.rounded(fresh - previous[rows])
     previous[rows] = current[rows] = grid.values(q[rows] + away[rows] * grid.steps)
     moments.mean[rows] = moments.variance[rows] = 0
-    descend(current, previous, moments, frame, pace[lead:half], rates=rates, shrink=shrink)
-    descend(current, previous, moments, frame, pace[half:], rates=rates, shrink=shrink, quanta=grid.quanta)
-    return away + grid.rounded(current - previous)
+    descend(current, previous, moments, frame, pace[lead:half], shrink=shrink)
+    descend(current, previous, moments, frame, pace[half:], shrink=shrink, quanta=grid.quanta)
+    return away + grid.rounded(current - previous), moments
 
 
 def relocations(values: torch.Tensor, frame: torch.Tensor, grid: Grid, price: float) -> tuple[np.ndarray, torch.Tensor]:
@@ -215,32 +218,3 @@ def relocations(values: torch.Tensor, frame: torch.Tensor, grid: Grid, price: fl
     fresh[:, 0], fresh[:, 1] = (cells % across + 0.5) * _CELL, (cells // across + 0.5) * _CELL
     fresh[:, 2] = fresh[:, 4] = _CELL / 3
     return rows.numpy(), fresh
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How much work a fit does; decided once, so that an interrupted one goes on in the same way.
-
-    count: Gaussians of a key frame. key_steps, steps: of a key frame and of a later one. price: see fit_change.
-    haste: factor of the learning rates of later frames: few steps must be long ones.
-    bytes, psnr: what the price is steered to; None: it stays.
-    """
-
-    count: int
-    key_steps: int
-    steps: int
-    price: float
-    haste: float = 1.0
-    bytes: int | None = None
-    psnr: float | None = None
-
-    def steered(self, spent: int, due: float, psnr: float) -> Plan:
-        """The plan for the next frame: `spent` bytes where `due` were meant, `psnr` of the last one."""
-        if self.bytes is not None:
-            off = spent / max(1.0, due) - 1
-        elif self.psnr is not None:
-            off = _GAIN * (psnr - self.psnr)
-        else:
-            return self
-        factor = math.exp(max(-0.2, min(0.2, off)))
-        return replace(self, price=min(_PRICES[1], max(_PRICES[0], self.price * factor)))

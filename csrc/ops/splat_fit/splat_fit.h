@@ -29,7 +29,8 @@ struct SplatFit {
   float rate[kFitAttributes], quantum[kFitAttributes], shrink[kFitAttributes];
   float least;  // l11 and l22 stay at or above it
   float beta1, beta2;
-  int64_t count, frame_count, height, width, steps, first_step;  // first_step: steps that the moments have seen
+  int64_t count, frame_count, height, width, steps;
+  int64_t mean_steps, variance_steps;  // gradients that each moment has seen before
 };
 
 VK_CPU_KERNEL(splat_fit, (const SplatFit& a))

@@ -13,7 +13,7 @@ namespace {
 void fit_cpu(const Tensor& current, const Tensor& previous, const Tensor& mean, const Tensor& variance,
              const Tensor& frames, const Tensor& alpha, const Tensor& order, const Tensor& pace, const Tensor& error,
              const std::vector<double>& rate, const std::vector<double>& quantum, const std::vector<double>& shrink,
-             double least, double beta1, double beta2, int64_t first_step) {
+             double least, double beta1, double beta2, int64_t mean_steps, int64_t variance_steps) {
   const Check check("splat_fit", kDLCPU,
                     {{"current", &current},
                      {"previous", &previous},
@@ -75,7 +75,8 @@ void fit_cpu(const Tensor& current, const Tensor& previous, const Tensor& mean, 
   a.height = frames.size(1);
   a.width = frames.size(2);
   a.steps = order.size(0);
-  a.first_step = first_step;
+  a.mean_steps = mean_steps;
+  a.variance_steps = variance_steps;
   const py::gil_scoped_release release;
   VK_CPU_CALL(splat_fit, a);
 }

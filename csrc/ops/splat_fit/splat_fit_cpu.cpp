@@ -150,9 +150,10 @@ class Fit {
     const Buckets places = by_place(ellipses_.data(), a_.count, grid_);
     const int32_t* order = places.begin(0);
     const int64_t felt = places.total();
-    const double seen = double(a_.first_step + step + 1);
-    const float unbias1 = float(1.0 / (1.0 - std::pow(double(a_.beta1), seen)));
-    const float unbias2 = float(1.0 / (1.0 - std::pow(double(a_.beta2), seen)));
+    const auto unbiased = [&](double beta, int64_t before) {
+      return float(1.0 / (1.0 - std::pow(beta, double(before + step + 1))));
+    };
+    const float unbias1 = unbiased(a_.beta1, a_.mean_steps), unbias2 = unbiased(a_.beta2, a_.variance_steps);
     constexpr int64_t kChunk = 64;
     parallel_each((felt + kChunk - 1) / kChunk, [&](int64_t chunk) {
       FootprintGatherer<3> gatherer(3, grid_);
