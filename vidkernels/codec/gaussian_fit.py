@@ -61,7 +61,6 @@ def descend(
     frame: torch.Tensor,
     pace: torch.Tensor,
     *,
-    rates: tuple[float, ...] = RATES,
     quanta: np.ndarray | None = None,
     shrink: np.ndarray | None = None,
     backend: str | None = None,
@@ -75,20 +74,20 @@ def descend(
     if kernel is not None:
         one, order = torch.ones(1), torch.zeros(len(pace), dtype=torch.int32)
         kernel(current, previous, moments.mean, moments.variance, frame[None].contiguous(), one, order, pace.float(),
-               error, list(rates), quanta.tolist(), shrink.tolist(), LEAST, *_BETAS,
+               error, list(RATES), quanta.tolist(), shrink.tolist(), LEAST, *_BETAS,
                moments.mean_steps, moments.variance_steps)  # fmt: skip
     else:
         for i, factor in enumerate(pace.tolist()):
-            error[i] = _step(current, previous, moments, frame, factor, i, rates, quanta, shrink, backend)
+            error[i] = _step(current, previous, moments, frame, factor, i, quanta, shrink, backend)
     moments.mean_steps += len(pace)
     moments.variance_steps += len(pace)
     return error
 
 
-def _step(current, previous, moments, frame, factor, i, rates, quanta, shrink, backend) -> float:
+def _step(current, previous, moments, frame, factor, i, quanta, shrink, backend) -> float:
     """The same step in plain torch, on what splat_2d runs on."""
     base = torch.zeros_like(current) if previous is None else previous
-    q, rate, price = (current.new_tensor(np.asarray(x, np.float32)) for x in (quanta, rates, shrink))
+    q, rate, price = (current.new_tensor(np.asarray(x, np.float32)) for x in (quanta, RATES, shrink))
     units = ((current - base) / q.clamp(min=1e-30)).round() * q + base
     seen = torch.where(q > 0, units, current).requires_grad_()
     with torch.enable_grad():
