@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .. import _native
+
 UNITS = 16  # of a pixel
 _HALF = 2 * UNITS  # of a pixel of half size
 _LEVELS = 3
@@ -88,7 +90,7 @@ def block_motion(before: Tensor, after: Tensor, last: np.ndarray, block: int) ->
 
 def _small(frame: Tensor) -> Tensor:
     """Grey, of half the size."""
-    return _pooled(frame.float().mean(-1)[None, None], 2)
+    return _pooled((frame.float() @ torch.full((3,), 1 / 3))[None, None], 2)
 
 
 def _pooled(x: Tensor, side: int) -> Tensor:
@@ -109,32 +111,40 @@ def _rounded(vectors: Tensor) -> Tensor:
     return (vectors * _HALF).round() / _HALF
 
 
-def _moved(image: Tensor, vectors: Tensor, side: int) -> Tensor:
-    """What lies at each pixel's place plus the vector of its block of `side` pixels."""
-    height, width = image.shape[2:]
-    each = vectors[0].repeat_interleave(side, 1).repeat_interleave(side, 2)[:, :height, :width]
-    x = (each[0] + torch.arange(0.5, width)) * (2 / width) - 1
-    y = (each[1] + torch.arange(0.5, height)[:, None]) * (2 / height) - 1
-    return F.grid_sample(image, torch.stack([x, y], -1)[None], padding_mode="border", align_corners=False)
-
-
 def _error(old: Tensor, new: Tensor, vectors: Tensor, side: int) -> Tensor:
     """Mean absolute difference in each block."""
-    return _pooled((old - _moved(new, vectors, side)).abs_(), side)
+    return _sums(old, new, torch.zeros_like(old), torch.zeros_like(old), vectors, side)[:, 2:]
 
 
 def _descended(old: Tensor, new: Tensor, vectors: Tensor, side: int, spread=lambda x: x) -> Tensor:
     """Gauss-Newton steps of each block's vector towards where `new` looks like `old`."""
-    sy, sx = torch.gradient(old[0, 0])
-
-    def total(x: Tensor) -> Tensor:
-        return spread(_pooled(x[None, None], side))
-
-    xx, xy, yy = total(sx * sx) + _FLAT, total(sx * sy), total(sy * sy) + _FLAT
+    down, across = (slope[None, None] for slope in torch.gradient(old[0, 0]))
+    products = torch.cat([across * across, across * down, down * down], 1)
+    xx, xy, yy = spread(_pooled(products, side)).split(1, 1)
+    xx, yy = xx + _FLAT, yy + _FLAT
     determinant = xx * yy - xy * xy
     for _ in range(_STEPS):
-        off = (old - _moved(new, vectors, side))[0, 0]
-        bx, by = total(sx * off), total(sy * off)
+        bx, by = spread(_sums(old, new, across, down, vectors, side)[:, :2]).split(1, 1)
         step = torch.cat([yy * bx - xy * by, xx * by - xy * bx], 1) / determinant
         vectors = vectors + step.clamp(-2, 2)
     return vectors
+
+
+def _sums(old: Tensor, new: Tensor, across: Tensor, down: Tensor, vectors: Tensor, side: int) -> Tensor:
+    """[1, 3, R, C]: means over each block of across * off, down * off and |off|; csrc/ops/block_sums/block_sums.h."""
+    kernel = getattr(_native._C, "block_sums_cpu", None)
+    if kernel is None:
+        return _sums_in_torch(old, new, across, down, vectors, side)
+    out = vectors.new_empty(1, 3, *vectors.shape[2:])
+    kernel(*(x[0, 0].contiguous() for x in (old, new, across, down)), vectors[0].contiguous(), out[0], side)
+    return out
+
+
+def _sums_in_torch(old: Tensor, new: Tensor, across: Tensor, down: Tensor, vectors: Tensor, side: int) -> Tensor:
+    height, width = new.shape[2:]
+    each = vectors[0].repeat_interleave(side, 1).repeat_interleave(side, 2)[:, :height, :width]
+    x = (each[0] + torch.arange(0.5, width)) * (2 / width) - 1
+    y = (each[1] + torch.arange(0.5, height)[:, None]) * (2 / height) - 1
+    seen = F.grid_sample(new, torch.stack([x, y], -1)[None], padding_mode="border", align_corners=False)
+    off = old - seen
+    return _pooled(torch.cat([across * off, down * off, off.abs()], 1), side)

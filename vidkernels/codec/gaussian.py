@@ -183,7 +183,8 @@ class Run:
             change, moments = fit_change(moved, self.moments, target, self.grid, self.plan.steps, self.plan.price)
             q = moved + change * self.grid.steps
         picture = self.grid.draw(self.grid.values(q))
-        square = float((picture.float() - target.float()).square().mean(dtype=torch.float64)) / 255**2
+        off = (picture.float() - target).flatten()
+        square = float(off @ off) / off.numel() / 255**2
         if not math.isfinite(float(moments.variance.sum())):
             _check.fail("fit", f"the fit diverged at frame {i}; the frames before it are kept in the state.",
                         error=FloatingPointError)  # fmt: skip

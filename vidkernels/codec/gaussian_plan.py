@@ -18,6 +18,7 @@ SEED = 0
 KEY_BYTES = 6.0  # of one Gaussian
 _PIXELS_PER_GAUSSIAN = 30.0
 _PIXELS_IN_HASTE = 24.0  # where time, not size, is the limit
+_ENOUGH = 40  # steps of a frame for so many Gaussians, if there were time for nothing else
 _KEY_SHARE = 0.3  # of the bytes, at most, for key frames
 _KEY_TIME = 0.08  # of the time, for key frames
 _PRICES = (3e-4, 0.05)  # between which steering stays
@@ -84,6 +85,8 @@ def plan_for(clip: Clip, grid: Grid, goal: Goal, gop: int) -> Plan:
     if goal.seconds is not None:
         count = max(16, round(pixels / _PIXELS_IN_HASTE))
         step = _seconds_of_a_step(clip, grid, count)
+        few = max(1.0, min(4.0, _ENOUGH * step * frames / goal.seconds))
+        count = max(16, round(count / few**0.7))  # where there is no time for enough steps; measured on one clip
         key_steps = max(40, min(1200, round(_KEY_TIME * goal.seconds / keys / step)))
         plan = Plan(count, key_steps, 1, price=1e-5, seconds=goal.seconds)
         return replace(plan, steps=max(_STEPS[0], min(_STEPS[1], round(0.7 * goal.seconds / frames / step))))
