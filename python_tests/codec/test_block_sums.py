@@ -9,7 +9,7 @@ from vidkernels.codec import block_motion
 pytestmark = pytest.mark.skipif(_native._C is None, reason="needs the compiled module")
 
 
-@pytest.mark.parametrize("height, width, side", [(64, 96, 16), (35, 50, 8), (7, 5, 4), (1, 1, 8), (40, 33, 64)])
+@pytest.mark.parametrize(("height", "width", "side"), [(64, 96, 16), (35, 50, 8), (7, 5, 4), (1, 1, 8), (40, 33, 64)])
 @pytest.mark.parametrize("far", [0.0, 0.7, 9.0, 500.0])
 def test_sums_equal_plain_torch(height, width, side, far, generator):
     pictures = 255 * torch.rand(2, 1, 1, height, width, generator=generator)
