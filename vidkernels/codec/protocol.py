@@ -9,7 +9,8 @@ Both are generators that do the work between two `yield`s and return the source 
 under its own name, when the generator ends; until then the work lives in `state_path(out)`, which holds all that
 `resume` needs (the source's path and cut, the goal, the parameters; `out` is its name without the suffix) and is
 removed at the end. Closing the generator, or killing the process, at
-any moment leaves a state from which `resume` goes on to the same bytes as an uninterrupted fit.
+any moment leaves a state from which `resume` goes on to the same bytes as an uninterrupted fit. (A Gaussian fit with a
+goal of seconds goes on to its end in that time: its steps follow the clock, so no two such fits give the same bytes.)
 
 A model whose files take more frames has a third one, in the same form:
 
