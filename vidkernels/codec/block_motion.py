@@ -113,7 +113,7 @@ def _rounded(vectors: Tensor) -> Tensor:
 
 def _error(old: Tensor, new: Tensor, vectors: Tensor, side: int) -> Tensor:
     """Mean absolute difference in each block."""
-    return _sums(old, new, torch.zeros_like(old), torch.zeros_like(old), vectors, side)[:, 2:]
+    return _sums(old, new, old, old, vectors, side)[:, 2:]  # which slopes does not matter
 
 
 def _descended(old: Tensor, new: Tensor, vectors: Tensor, side: int, spread=lambda x: x) -> Tensor:
