@@ -16,13 +16,15 @@ from .protocol import Goal
 
 SEED = 0
 KEY_BYTES = 6.0  # of one Gaussian
-_PIXELS_PER_GAUSSIAN = 30.0
+_PIXELS_PER_GAUSSIAN = 40.0
 _PIXELS_IN_HASTE = 24.0  # where time, not size, is the limit
 _ENOUGH = 40  # steps of a frame for so many Gaussians, if there were time for nothing else
+_KEY_STEPS, _LATER_STEPS = 800, 50  # where no time is given; twice as many later ones took 6% more bytes
 _KEY_SHARE = 0.3  # of the bytes, at most, for key frames
 _KEY_TIME = 0.08  # of the time, for key frames
 _PRICES = (3e-4, 0.05)  # between which steering stays
 _GAIN = 0.15  # of the price, logarithmically, for a decibel off the aim
+_MARGIN = 0.02  # decibels, of the aim over the goal
 _MOST_OFF = 0.5  # decibels that the aim may be off the goal, to make up for earlier frames
 _STEPS = (4, 400)  # between which those of a later frame stay
 _CODING = 3.0  # times what it takes to add a frame to its GOP: its part of coding that
@@ -50,8 +52,9 @@ class Plan:
 
     def better(self, last: float, mean: float, done: int, left: int) -> Plan:
         """For the next frame: PSNR of the last one and of all that are done. What is left makes up for those."""
-        missing = (self.psnr - mean) * done / max(1, left)
-        return self._priced(_GAIN * (last - self.psnr - max(-_MOST_OFF, min(_MOST_OFF, missing))))
+        aim = self.psnr + _MARGIN
+        missing = (aim - mean) * done / max(1, left)
+        return self._priced(_GAIN * (last - aim - max(-_MOST_OFF, min(_MOST_OFF, missing))))
 
     def _priced(self, off: float) -> Plan:
         factor = math.exp(max(-0.2, min(0.2, off)))
@@ -96,11 +99,11 @@ def plan_for(clip: Clip, grid: Grid, goal: Goal, gop: int) -> Plan:
             _check.fail("fit", f"the audio track leaves {room} bytes for the pictures.",
                         "allow more bytes, or cut a part out: only a whole clip keeps its audio.")  # fmt: skip
         bits = 8 * room / (frames * pixels)
-        suits = round(pixels / 41 * (bits / 0.12) ** 1.25)  # measured on one clip; the price does the rest
+        suits = round(pixels / 53 * (bits / 0.12) ** 1.25)  # measured on one clip; the price does the rest
         affordable = int(_KEY_SHARE * room / keys / KEY_BYTES)
-        return Plan(max(16, min(suits, affordable)), 800, 100, price=0.002, bytes=room)
+        return Plan(max(16, min(suits, affordable)), _KEY_STEPS, _LATER_STEPS, price=0.002, bytes=room)
     density = 10 ** ((goal.psnr - 35.1) / 9)  # measured on one clip; the price does the rest
-    return Plan(max(16, round(count * min(8.0, density))), 800, 100, price=0.002, psnr=goal.psnr)
+    return Plan(max(16, round(count * min(8.0, density))), _KEY_STEPS, _LATER_STEPS, price=0.001, psnr=goal.psnr)
 
 
 def _seconds_of_a_step(clip: Clip, grid: Grid, count: int) -> float:
