@@ -102,8 +102,8 @@ def plan_for(clip: Clip, grid: Grid, goal: Goal, gop: int) -> Plan:
         suits = round(pixels / 53 * (bits / 0.12) ** 1.25)  # measured on one clip; the price does the rest
         affordable = int(_KEY_SHARE * room / keys / KEY_BYTES)
         return Plan(max(16, min(suits, affordable)), _KEY_STEPS, _LATER_STEPS, price=0.002, bytes=room)
-    density = 10 ** ((goal.psnr - 35.1) / 9)  # measured on one clip; the price does the rest
-    return Plan(max(16, round(count * min(8.0, density))), _KEY_STEPS, _LATER_STEPS, price=0.001, psnr=goal.psnr)
+    density, price = 10 ** ((goal.psnr - 35.1) / 9), 0.001 * 10 ** ((35 - goal.psnr) / 6)  # measured on one clip
+    return Plan(max(16, round(count * min(8.0, density))), _KEY_STEPS, _LATER_STEPS, price, psnr=goal.psnr)
 
 
 def _seconds_of_a_step(clip: Clip, grid: Grid, count: int) -> float:
