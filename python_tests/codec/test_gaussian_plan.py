@@ -2,7 +2,7 @@
 
 import pytest
 
-from vidkernels.codec.gaussian_plan import Clock, Plan
+from vidkernels.codec.gaussian_plan import MARGIN, Clock, Plan
 
 PLAN = Plan(count=100, key_steps=50, steps=20, price=0.002)
 
@@ -34,8 +34,17 @@ def test_the_clock_keeps_time_for_key_frames_and_coding():
 
 
 def test_frames_that_are_left_make_up_for_those_that_are_done():
-    plan = Plan(count=100, key_steps=50, steps=20, price=0.002, psnr=35.0)
+    plan = Plan(count=100, key_steps=50, steps=20, price=0.002, psnr=35.0 - MARGIN)
     assert plan.better(last=35.0, mean=35.0, done=10, left=10).price == pytest.approx(0.002)
     assert plan.better(last=35.0, mean=34.9, done=10, left=10).price < 0.002  # good, but not good enough for the mean
     assert plan.better(last=35.0, mean=35.1, done=10, left=10).price > 0.002
     assert plan.better(last=35.1, mean=34.9, done=10, left=10).price == pytest.approx(0.002)
+
+
+def test_bytes_too_many_matter_more_near_the_end():
+    plan = Plan(count=100, key_steps=50, steps=20, price=0.002, bytes=10_000)
+    assert plan.cheaper(spent=5000, due=5000.0, done=10, left=10).price == pytest.approx(0.002)
+    early, late = (plan.cheaper(spent=5100, due=5000.0, done=k, left=20 - k).price for k in (1, 18))
+    assert 0.002 < early < late
+    assert plan.cheaper(spent=4900, due=5000.0, done=18, left=2).price < 0.002
+    assert plan.cheaper(spent=9900, due=9800.0, done=20, left=0).price > 0.002

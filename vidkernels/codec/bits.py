@@ -46,11 +46,12 @@ class BitReader:
         return value >> (begin & 7) & ((1 << width) - 1)
 
     def unary(self, most: int) -> int:
-        value = 0
-        while self.take(1):
-            value += 1
-            if value > most:
-                raise ValueError("a number of the tables is out of range")
+        at, shift = self._at >> 3, self._at & 7
+        window = int.from_bytes(self._data[at : at + (most >> 3) + 2], "little") >> shift
+        value = (~window & window + 1).bit_length() - 1  # the ones before the first zero
+        if value > most:
+            raise ValueError("a number of the tables is out of range")
+        self.take(value + 1)
         return value
 
     def finished(self) -> bool:
@@ -84,12 +85,14 @@ def unpack_fields(data: bytes | memoryview, widths: np.ndarray) -> np.ndarray:
         raise ValueError("the raw bits of large symbols have the wrong length")
     padded = np.zeros(len(data) + 8, np.uint8)
     padded[: len(data)] = np.frombuffer(data, np.uint8)
-    begins = ends - widths
-    values = np.zeros(len(widths), np.uint64)
+    some = np.flatnonzero(widths)
+    begins, masks = (ends - widths)[some], (np.uint64(1) << widths[some].astype(np.uint64)) - np.uint64(1)
+    fields = np.zeros(len(some), np.uint64)
     for byte in range(5):
-        values |= padded[(begins >> 3) + byte].astype(np.uint64) << np.uint64(8 * byte)
-    masks = (np.uint64(1) << widths.astype(np.uint64)) - np.uint64(1)
-    return values >> (begins & 7).astype(np.uint64) & masks
+        fields |= padded[(begins >> 3) + byte].astype(np.uint64) << np.uint64(8 * byte)
+    values = np.zeros(len(widths), np.uint64)
+    values[some] = fields >> (begins & 7).astype(np.uint64) & masks
+    return values
 
 
 def pack_varint(value: int) -> bytes:

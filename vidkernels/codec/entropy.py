@@ -118,14 +118,15 @@ def _decode(data: memoryview, count: int, table_of: np.ndarray | None, backend: 
     at += 4 * lanes
     tokens = rans_decode(states, data[at : at + 2 * words], table_of, freqs, bits, count, backend)
     at += 2 * words
-    return valued(tokens, table_of, tables, data[at:], raw_widths(tokens, table_of, tables))
+    of_tables = columns(tables)
+    return valued(tokens, table_of, of_tables, data[at:], raw_widths(tokens, table_of, of_tables))
 
 
 def tokenised(
     values: np.ndarray, table_of: np.ndarray | None, tables: list[Table]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(tokens uint8, raw numbers, how many bits of each are kept) of int64 values."""
-    low, n, shift = _columns(tables)
+    low, n, shift = columns(tables)
     raw = widths = np.zeros(0, np.int64)
     if shift.any():
         widths = np.broadcast_to(_of(shift, table_of), len(values))
@@ -138,9 +139,9 @@ def tokenised(
     return tokens.astype(np.uint8), np.concatenate([raw, beyond]), np.concatenate([widths, more])
 
 
-def raw_widths(tokens: np.ndarray, table_of: np.ndarray | None, tables: list[Table]) -> np.ndarray:
-    """Bits of each raw number that belongs to decoded tokens."""
-    _, n, shift = _columns(tables)
+def raw_widths(tokens: np.ndarray, table_of: np.ndarray | None, of_tables: np.ndarray) -> np.ndarray:
+    """Bits of each raw number that belongs to decoded tokens; `of_tables`: their `columns`."""
+    _, n, shift = of_tables
     outside = np.flatnonzero(tokens >= _of(n.astype(np.uint8), table_of))
     kind = tokens[outside].astype(np.int64) - n[0 if table_of is None else table_of[outside]]
     cut = np.broadcast_to(_of(shift, table_of), len(tokens)) if shift.any() else np.zeros(0, np.int64)
@@ -148,10 +149,10 @@ def raw_widths(tokens: np.ndarray, table_of: np.ndarray | None, tables: list[Tab
 
 
 def valued(
-    tokens: np.ndarray, table_of: np.ndarray | None, tables: list[Table], raw: bytes | memoryview, widths: np.ndarray
+    tokens: np.ndarray, table_of: np.ndarray | None, of_tables: np.ndarray, raw: bytes | memoryview, widths: np.ndarray
 ) -> np.ndarray:
     """[count] int32 of decoded tokens and the bytes of their raw numbers."""
-    low, n, _ = _columns(tables)
+    low, n, _ = of_tables
     values = tokens.astype(np.int32)  # 32 bits all the way: what an escape makes wrap here is replaced below
     values += _of(low.astype(np.int32), table_of)
     outside = np.flatnonzero(tokens >= _of(n.astype(np.uint8), table_of))
@@ -175,7 +176,7 @@ def _fits(values: np.ndarray) -> None:
         raise ValueError("a symbol has more than 32 bits")
 
 
-def _columns(tables: list[Table]) -> np.ndarray:
+def columns(tables: list[Table]) -> np.ndarray:
     """[3, tables] int64: low, n and shift."""
     return np.array([(table.low, table.n, table.shift) for table in tables], np.int64).T
 

@@ -203,17 +203,17 @@ class Run:
 
     def _steered(self, took: float, key: bool) -> Plan:
         """The plan for the next frame; `took`: seconds of the last one."""
+        left = len(self.clip) - self.done
         if self.plan.bytes is not None:
-            return self.plan.cheaper(*self._bytes_due())
+            return self.plan.cheaper(*self._bytes_due(), self.done, left)
         if self.plan.psnr is not None:
-            left = len(self.clip) - self.done
             return self.plan.better(decibels(self.squares[-1]), self.psnr(), self.done, left)
         if key:
             self.clock.key = took
             return self.plan
         keys = -(-len(self.clip) // self.gop) - len(self.gops) - 1
-        left = self.plan.seconds - (time.monotonic() - self.began)
-        allowed = self.clock.allowed(left, len(self.clip) - self.done - keys, keys, len(self.hashes))
+        rest = self.plan.seconds - (time.monotonic() - self.began)
+        allowed = self.clock.allowed(rest, left - keys, keys, len(self.hashes))
         return self.plan.quicker(took, allowed)
 
     def _bytes_due(self) -> tuple[int, float]:

@@ -75,11 +75,13 @@ class Grid:
     def moved(self, q: np.ndarray, motion: Motion) -> np.ndarray:
         """The integers after the blocks have moved and the Gaussians in them, wherever they are outside, along."""
         whole = motion.whole()
-        side = np.int32(self.block * UNITS)
-        column = np.clip(q[:, 0] // side, 0, whole.shape[2] - 1)
-        row = np.clip(q[:, 1] // side, 0, whole.shape[1] - 1)
+        side = np.int32((self.block * UNITS).bit_length() - 1)  # of a block, a power of two
+        column = np.clip(q[:, 0] >> side, 0, whole.shape[2] - 1)
+        row = np.clip(q[:, 1] >> side, 0, whole.shape[1] - 1)
+        at = row * np.int32(whole.shape[2]) + column
         out = q.copy()
-        out[:, :2] += whole[:, row, column].T
+        for k in range(2):
+            out[:, k] += whole[k].reshape(-1)[at]
         return out
 
     def changes(self, count: int) -> Changes:

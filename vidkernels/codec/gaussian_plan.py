@@ -24,8 +24,9 @@ _KEY_SHARE = 0.3  # of the bytes, at most, for key frames
 _KEY_TIME = 0.08  # of the time, for key frames
 _PRICES = (3e-4, 0.05)  # between which steering stays
 _GAIN = 0.15  # of the price, logarithmically, for a decibel off the aim
-_MARGIN = 0.02  # decibels, of the aim over the goal
+MARGIN = 0.02  # decibels, of the aim over the goal
 _MOST_OFF = 0.5  # decibels that the aim may be off the goal, to make up for earlier frames
+_HURRY = 8.0  # times what the price changes for the same share of bytes too many, at the end
 _STEPS = (4, 400)  # between which those of a later frame stay
 _CODING = 3.0  # times what it takes to add a frame to its GOP: its part of coding that
 
@@ -46,13 +47,13 @@ class Plan:
     psnr: float | None = None
     seconds: float | None = None
 
-    def cheaper(self, spent: int, due: float) -> Plan:
-        """For the next frame: `spent` bytes where `due` were meant."""
-        return self._priced(spent / max(1.0, due) - 1)
+    def cheaper(self, spent: int, due: float, done: int, left: int) -> Plan:
+        """For the next frame: `spent` bytes where `due` were meant. The fewer frames are left, the more it matters."""
+        return self._priced((spent / max(1.0, due) - 1) * min(_HURRY, (done + left) / max(1, left)))
 
     def better(self, last: float, mean: float, done: int, left: int) -> Plan:
         """For the next frame: PSNR of the last one and of all that are done. What is left makes up for those."""
-        aim = self.psnr + _MARGIN
+        aim = self.psnr + MARGIN
         missing = (aim - mean) * done / max(1, left)
         return self._priced(_GAIN * (last - aim - max(-_MOST_OFF, min(_MOST_OFF, missing))))
 
@@ -99,7 +100,7 @@ def plan_for(clip: Clip, grid: Grid, goal: Goal, gop: int) -> Plan:
             _check.fail("fit", f"the audio track leaves {room} bytes for the pictures.",
                         "allow more bytes, or cut a part out: only a whole clip keeps its audio.")  # fmt: skip
         bits = 8 * room / (frames * pixels)
-        suits = round(pixels / 53 * (bits / 0.12) ** 1.25)  # measured on one clip; the price does the rest
+        suits = round(pixels / 40 * (bits / 0.15) ** 0.75)  # measured on one clip; the price does the rest
         affordable = int(_KEY_SHARE * room / keys / KEY_BYTES)
         return Plan(max(16, min(suits, affordable)), _KEY_STEPS, _LATER_STEPS, price=0.002, bytes=room)
     density, price = 10 ** ((goal.psnr - 35.1) / 9), 0.001 * 10 ** ((35 - goal.psnr) / 6)  # measured on one clip

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .bits import BitReader, BitWriter, pack_fields, pack_varint, unpack_varint
-from .entropy import histograms, raw_widths, tokenised, valued
+from .entropy import columns, histograms, raw_widths, tokenised, valued
 from .fit import fit
 from .rans import LOW, rans_decode, rans_encode
 from .tables import Table
@@ -78,16 +78,16 @@ class PassReader:
         if size > len(self._data) - at:
             raise ValueError("the tables are cut short")
         reader = BitReader(self._data[at : at + size])
-        self._tables = [Table.read(reader) for _ in range(self._data[0] + 1)]
+        tables = [Table.read(reader) for _ in range(self._data[0] + 1)]
         if not reader.finished():
             raise ValueError("something lies behind the tables")
-        self._freqs = np.stack([table.freqs(_BITS) for table in self._tables])
+        self._freqs, self._columns = np.stack([table.freqs(_BITS) for table in tables]), columns(tables)
         self._at = at + size
 
     def take(self, count: int, contexts: np.ndarray) -> np.ndarray:
         """[count] int32 of the next pass."""
         first, last = (int(contexts.min()), int(contexts.max())) if count else (0, 0)
-        if last >= len(self._tables):
+        if last >= len(self._freqs):
             raise ValueError("a context has no table")
         words, at = unpack_varint(self._data, self._at)
         lanes = _WIDE if count >= _WIDE_FROM else 1
@@ -100,10 +100,10 @@ class PassReader:
         end = at + 2 * max(0, words - 1)
         freqs = self._freqs[first : last + 1]  # the coder expands each table that it is given
         tokens = rans_decode(states, self._data[at:end], contexts - np.uint8(first), freqs, _BITS, count)
-        widths = raw_widths(tokens, contexts, self._tables)
+        widths = raw_widths(tokens, contexts, self._columns)
         at = end + (int(widths.sum()) + 7) // 8
         self._at = at
-        return valued(tokens, contexts, self._tables, self._data[end:at], widths)
+        return valued(tokens, contexts, self._columns, self._data[end:at], widths)
 
     def finished(self) -> bool:
         return self._at == len(self._data)
