@@ -220,7 +220,7 @@ class Run:
         """Bytes spent so far and those that were meant, both with the slack of a few frames."""
         keys = -(-len(self.clip) // self.gop)
         key = self.plan.count * KEY_BYTES
-        each = (self.plan.bytes * 0.98 - 600 - key * keys) / max(1, len(self.clip) - keys)
+        each = (self.plan.bytes * 0.97 - 600 - key * keys) / max(1, len(self.clip) - keys)
         begun = len(self.gops) + 1
         slack = 4 * max(each, 1.0)
         return int(self.bytes + slack), key * begun + each * (self.done - begun) + slack
