@@ -75,9 +75,9 @@ class Grid:
     def moved(self, q: np.ndarray, motion: Motion) -> np.ndarray:
         """The integers after the blocks have moved and the Gaussians in them, wherever they are outside, along."""
         whole = motion.whole()
-        side = np.int32((self.block * UNITS).bit_length() - 1)  # of a block, a power of two
-        column = np.clip(q[:, 0] >> side, 0, whole.shape[2] - 1)
-        row = np.clip(q[:, 1] >> side, 0, whole.shape[1] - 1)
+        log2 = np.int32((self.block * UNITS).bit_length() - 1)  # of a block's side, a power of two
+        column = np.clip(q[:, 0] >> log2, 0, whole.shape[2] - 1)
+        row = np.clip(q[:, 1] >> log2, 0, whole.shape[1] - 1)
         at = row * np.int32(whole.shape[2]) + column
         out = q.copy()
         for k in range(2):

@@ -104,6 +104,7 @@ def plan_for(clip: Clip, grid: Grid, goal: Goal, gop: int) -> Plan:
         affordable = int(_KEY_SHARE * room / keys / KEY_BYTES)
         return Plan(max(16, min(suits, affordable)), _KEY_STEPS, _LATER_STEPS, price=0.002, bytes=room)
     density, price = 10 ** ((goal.psnr - 35.1) / 9), 0.001 * 10 ** ((35 - goal.psnr) / 6)  # measured on one clip
+    price = min(_PRICES[1], max(_PRICES[0], price))
     return Plan(max(16, round(count * min(8.0, density))), _KEY_STEPS, _LATER_STEPS, price, psnr=goal.psnr)
 
 
